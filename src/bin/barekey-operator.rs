@@ -1,0 +1,3 @@
+//! `barekey-operator`: the vault, the operator and the webhook.
+
+fn main() {}

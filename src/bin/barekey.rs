@@ -1,0 +1,3 @@
+//! `barekey`: the command for people, and the agent in pods.
+
+fn main() {}

@@ -1,0 +1,38 @@
+//! `POST /v1/pod/values`: what the agent in a pod asks. The bearer is the pod's service account token.
+
+use serde::{Deserialize, Serialize};
+
+use crate::protocol::environment::Value;
+
+/// The request: its version, and nothing else, since the pod's spec says what it may ask for.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct PodValuesRequest {
+    /// The version of this form: 1.
+    pub v: u32,
+}
+
+/// One value.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+pub struct PodValue {
+    /// The stage's id.
+    pub stage: String,
+    /// The name in the stage.
+    pub name: String,
+    /// The value.
+    pub value: Value,
+}
+
+/// The union of the pod's allowances, cut to the stage's present access. The agent picks its container's.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct PodValuesResponse {
+    /// The version of this form: 1.
+    pub v: u32,
+    /// The values.
+    pub values: Vec<PodValue>,
+    /// The id of the request.
+    pub request_id: String,
+}
