@@ -226,7 +226,9 @@ async fn recognise(
 }
 
 fn too_many(wait: Duration) -> ApiError {
-    let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+    let seconds = u32::try_from(wait.as_secs())
+        .unwrap_or(u32::MAX)
+        .saturating_add(1);
     ApiError::new(
         Code::RateLimited,
         "too many refused credentials from this address; wait, then send one that is good",
@@ -352,7 +354,14 @@ mod tests {
 
     #[test]
     fn what_is_not_json_is_told_apart_from_what_has_another_shape() {
-        for text in ["", "{", "{} x", "{\"name\": tru}", "nul", "{\"a\":\"\u{1}\"}"] {
+        for text in [
+            "",
+            "{",
+            "{} x",
+            "{\"name\": tru}",
+            "nul",
+            "{\"a\":\"\u{1}\"}",
+        ] {
             let error = parse::<WriteRequest>(text.as_bytes()).unwrap_err();
             assert_eq!(error.code(), Code::InvalidJson, "{text:?}");
         }

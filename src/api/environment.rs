@@ -394,12 +394,7 @@ pub(crate) async fn write(
 ) -> Result<Json<WriteResponse>, ApiError> {
     let written = api
         .vault()
-        .write(
-            &call.caller,
-            &call.origin,
-            &call.ask.target,
-            call.ask.write,
-        )
+        .write(&call.caller, &call.origin, &call.ask.target, call.ask.write)
         .await?;
     let texts = |names: Vec<VariableName>| names.into_iter().map(String::from).collect();
     Ok(Json(WriteResponse {
@@ -431,7 +426,9 @@ mod tests {
                 .extend(more.as_object().unwrap().clone());
             body
         };
-        let entries = batch(stage(serde_json::json!({"entries": [{"name": "A"}, {"name": "B"}]})));
+        let entries = batch(stage(
+            serde_json::json!({"entries": [{"name": "A"}, {"name": "B"}]}),
+        ));
         assert_eq!(entries.unwrap().asks.len(), 2);
         let names = batch(stage(serde_json::json!({"names": ["A"]})));
         assert_eq!(names.unwrap().asks.len(), 1);
@@ -464,7 +461,10 @@ mod tests {
             (serde_json::json!([]), serde_json::json!(["A", "A"])),
             (serde_json::json!([]), serde_json::json!([])),
         ] {
-            assert!(change(body(entries.clone(), deletes.clone())).is_err(), "{entries} {deletes}");
+            assert!(
+                change(body(entries.clone(), deletes.clone())).is_err(),
+                "{entries} {deletes}"
+            );
         }
     }
 

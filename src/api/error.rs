@@ -288,9 +288,7 @@ impl From<AuthenticateError> for ApiError {
             }
             AuthenticateError::Busy {
                 retry_after_seconds,
-            } => {
-                Self::new(Code::IdentityUnavailable, message).retry_after(retry_after_seconds)
-            }
+            } => Self::new(Code::IdentityUnavailable, message).retry_after(retry_after_seconds),
             AuthenticateError::IdentityUnavailable(_) => {
                 Self::new(Code::IdentityUnavailable, message)
                     .retry_after(IDENTITY_RETRY_SECONDS)

@@ -198,7 +198,10 @@ mod tests {
         }
         for bad in ["", "with space", "tab\there", "ü", &"x".repeat(129)] {
             let made = RequestId::of(&headers("x-request-id", bad)).0;
-            assert!(made.starts_with("req_") && made.len() == 36, "{bad:?}: {made}");
+            assert!(
+                made.starts_with("req_") && made.len() == 36,
+                "{bad:?}: {made}"
+            );
         }
     }
 

@@ -198,7 +198,10 @@ where
         let accepted = self.inner.accept(stream, service);
         Box::pin(async move {
             let (stream, service) = accepted.await?;
-            Ok((Guarded::new(stream, place, limits::HEADER_TIME_MAX), service))
+            Ok((
+                Guarded::new(stream, place, limits::HEADER_TIME_MAX),
+                service,
+            ))
         })
     }
 }

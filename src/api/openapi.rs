@@ -31,7 +31,7 @@ use crate::protocol::error::ErrorBody;
         super::pods::values,
         serve,
     ),
-    components(schemas(ErrorBody)),
+    components(schemas(ErrorBody))
 )]
 struct Handlers;
 
@@ -53,7 +53,10 @@ pub fn document() -> Value {
     for route in ROUTES {
         let method = route.method.as_str().to_ascii_lowercase();
         if let Some(operation) = document
-            .pointer_mut(&format!("/paths/{}/{method}", route.path.replace('/', "~1")))
+            .pointer_mut(&format!(
+                "/paths/{}/{method}",
+                route.path.replace('/', "~1")
+            ))
             .and_then(Value::as_object_mut)
         {
             describe(route, operation);
@@ -104,7 +107,11 @@ fn refusals(route: &Route) -> impl Iterator<Item = Code> {
         Callers::Everyone => &[],
         Callers::Tokens | Callers::Pods | Callers::Recognised => CREDENTIAL_REFUSALS,
     };
-    common.iter().chain(credential).chain(route.refusals).copied()
+    common
+        .iter()
+        .chain(credential)
+        .chain(route.refusals)
+        .copied()
 }
 
 fn describe(route: &Route, operation: &mut Map<String, Value>) {
@@ -115,7 +122,10 @@ fn describe(route: &Route, operation: &mut Map<String, Value>) {
         Callers::Recognised => json!([{"token": []}, {"pod": []}]),
     };
     operation.insert("security".to_owned(), security);
-    let Some(responses) = operation.get_mut("responses").and_then(Value::as_object_mut) else {
+    let Some(responses) = operation
+        .get_mut("responses")
+        .and_then(Value::as_object_mut)
+    else {
         return;
     };
     for code in refusals(route) {
@@ -166,7 +176,12 @@ mod tests {
             let responses = operation["responses"].as_object().unwrap();
             assert!(responses.contains_key("200"), "{}", route.path);
             let wants_credential = route.callers != Callers::Everyone;
-            assert_eq!(responses.contains_key("401"), wants_credential, "{}", route.path);
+            assert_eq!(
+                responses.contains_key("401"),
+                wants_credential,
+                "{}",
+                route.path
+            );
             for code in route.refusals {
                 let described = responses[code.status().as_str()]["description"]
                     .as_str()

@@ -60,7 +60,10 @@ pub(crate) async fn values(
             let text = value.value.reveal_text().ok_or_else(|| {
                 ApiError::new(
                     Code::EvaluationFailed,
-                    format!("the stored value of {} is not UTF-8; write it again", value.name),
+                    format!(
+                        "the stored value of {} is not UTF-8; write it again",
+                        value.name
+                    ),
                 )
             })?;
             Ok(PodValue {

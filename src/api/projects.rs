@@ -87,8 +87,7 @@ impl Ask for CreateProject {
     type Body = ProjectCreateRequest;
 
     fn shape(body: ProjectCreateRequest) -> Result<Self, ApiError> {
-        let failed =
-            |error: NameError| ApiError::new(Code::ProjectCreateFailed, error.to_string());
+        let failed = |error: NameError| ApiError::new(Code::ProjectCreateFailed, error.to_string());
         Ok(Self {
             organization: organization(body.org_slug.as_deref())?,
             name: DisplayName::parse_project(&body.name).map_err(failed)?,
