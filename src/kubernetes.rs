@@ -66,11 +66,14 @@ pub struct KubernetesSettings {
     pub agent: AgentDeliverySettings,
     /// The operator's own TLS listener (API and webhook).
     pub listen: SocketAddr,
-    /// What `kubectl exec` is told to enter in messages, such as `statefulset/barekey`.
-    pub exec_target: String,
 }
 
 impl KubernetesSettings {
+    /// What `kubectl exec` is told to enter, in messages: right for every kind of workload behind the Service.
+    pub fn exec_target(&self) -> String {
+        format!("service/{}", self.service_name)
+    }
+
     /// The name that the serving certificate must have, and the audience of the tokens of pods: `SERVICE.NAMESPACE.svc`.
     pub fn server_name(&self) -> String {
         format!("{}.{}.svc", self.service_name, self.namespace)

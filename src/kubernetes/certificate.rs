@@ -569,7 +569,6 @@ mod tests {
                 delivery: AgentDelivery::Init,
             },
             listen: "0.0.0.0:10250".parse().unwrap(),
-            exec_target: "statefulset/barekey".to_owned(),
         }
     }
 

@@ -471,7 +471,7 @@ impl Context {
     fn bootstrap_command(&self, organization: &crate::domain::names::OrganizationSlug) -> String {
         plan::bootstrap_command(
             &self.settings.namespace,
-            &self.settings.exec_target,
+            &self.settings.exec_target(),
             organization,
         )
     }

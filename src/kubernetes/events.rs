@@ -60,7 +60,23 @@ pub struct Message<'a> {
 }
 
 /// What was told when: so that it is not told again and again.
-type Told = HashMap<(String, &'static str, String), i64>;
+#[derive(Default)]
+struct Told(HashMap<(String, &'static str, String), i64>);
+
+impl Told {
+    /// Whether this is new; if so, it counts as told.
+    fn is_new(&mut self, uid: &str, reason: &'static str, note: &str, now_ms: i64) -> bool {
+        self.0.retain(|_, at_ms| now_ms - *at_ms < REPEAT_AFTER_MS);
+        let key = (uid.to_owned(), reason, note.to_owned());
+        if self.0.contains_key(&key) {
+            return false;
+        }
+        if self.0.len() < REMEMBERED_MAX {
+            self.0.insert(key, now_ms);
+        }
+        true
+    }
+}
 
 /// Tells events. Cheap to clone.
 #[derive(Clone)]
@@ -85,7 +101,7 @@ impl Events {
     /// Tells `message` about the object.
     pub async fn tell(&self, about: ObjectReference, message: Message<'_>) {
         let now_ms = self.clock.now_ms();
-        if self.was_told(&about, &message, now_ms) {
+        if !self.is_new(&about, &message, now_ms) {
             return;
         }
         let event = self.event(&about, &message, now_ms);
@@ -107,24 +123,13 @@ impl Events {
         );
     }
 
-    fn was_told(&self, about: &ObjectReference, message: &Message<'_>, now_ms: i64) -> bool {
-        let key = (
-            about.uid.clone().unwrap_or_default(),
-            message.reason,
-            message.note.to_owned(),
-        );
+    fn is_new(&self, about: &ObjectReference, message: &Message<'_>, now_ms: i64) -> bool {
+        let uid = about.uid.as_deref().unwrap_or_default();
         let mut told = match self.told.lock() {
             Ok(told) => told,
             Err(poisoned) => poisoned.into_inner(),
         };
-        told.retain(|_, at_ms| now_ms - *at_ms < REPEAT_AFTER_MS);
-        if told.contains_key(&key) {
-            return true;
-        }
-        if told.len() < REMEMBERED_MAX {
-            told.insert(key, now_ms);
-        }
-        false
+        told.is_new(uid, message.reason, message.note, now_ms)
     }
 
     fn event(&self, about: &ObjectReference, message: &Message<'_>, now_ms: i64) -> Event {
@@ -166,6 +171,26 @@ fn cut(text: &str, bytes_max: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_same_event_is_left_out_for_a_while_and_another_one_is_not() {
+        let mut told = Told::default();
+        assert!(told.is_new("uid-1", "NotOwned", "a", 0));
+        assert!(!told.is_new("uid-1", "NotOwned", "a", REPEAT_AFTER_MS - 1));
+        assert!(told.is_new("uid-1", "NotOwned", "b", 1));
+        assert!(told.is_new("uid-2", "NotOwned", "a", 1));
+        assert!(told.is_new("uid-1", "Ready", "a", 1));
+        assert!(told.is_new("uid-1", "NotOwned", "a", REPEAT_AFTER_MS));
+    }
+
+    #[test]
+    fn what_was_told_does_not_grow_without_end() {
+        let mut told = Told::default();
+        for n in 0..REMEMBERED_MAX + 10 {
+            assert!(told.is_new(&n.to_string(), "NotOwned", "a", 0));
+        }
+        assert_eq!(told.0.len(), REMEMBERED_MAX);
+    }
 
     #[test]
     fn a_note_is_cut_between_characters() {

@@ -58,13 +58,18 @@ pub struct Candidate {
     api: Api<Lease>,
     vault: Vault,
     name: String,
-    identity: String,
+    observer: Observer,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
     leads: watch::Sender<bool>,
-    seen: Option<Seen>,
     leads_until: Option<Instant>,
     heads: Heads,
+}
+
+/// Tells whose turn it is, by what one process saw of the Lease.
+struct Observer {
+    identity: String,
+    seen: Option<Seen>,
 }
 
 /// A state of the Lease, and when this process first saw it.
@@ -106,11 +111,13 @@ impl Candidate {
             api: Api::namespaced(client, settings.namespace.as_str()),
             vault,
             name: settings.lease.clone(),
-            identity: settings.pod_name.clone(),
+            observer: Observer {
+                identity: settings.pod_name.clone(),
+                seen: None,
+            },
             clock,
             metrics,
             leads,
-            seen: None,
             leads_until: None,
             heads: Heads::default(),
         }
@@ -166,7 +173,7 @@ impl Candidate {
         let lease = self.read().await?;
         let spec = lease.spec.clone().unwrap_or_default();
         let now = Instant::now();
-        if self.turn(&spec, now) == Turn::Wait {
+        if self.observer.turn(&spec, now) == Turn::Wait {
             self.leads_until = None;
             return Ok(());
         }
@@ -174,7 +181,7 @@ impl Candidate {
             Some(_) => self.heads(now).await,
             None => None,
         };
-        let renewed = self.renewed(lease, spec, heads.clone());
+        let renewed = renewed(lease, &self.observer.identity, self.now(), heads.clone());
         let written = self.write(&renewed).await?;
         if !written {
             // Somebody else was faster: the next look says who.
@@ -187,64 +194,8 @@ impl Candidate {
         Ok(())
     }
 
-    /// Whether it is this candidate's turn; remembers when a state was first seen.
-    fn turn(&mut self, spec: &LeaseSpec, now: Instant) -> Turn {
-        let holder = spec.holder_identity.clone().unwrap_or_default();
-        if holder.is_empty() || holder == self.identity {
-            self.seen = None;
-            return Turn::Take;
-        }
-        let lasts = spec
-            .lease_duration_seconds
-            .and_then(|seconds| u64::try_from(seconds).ok())
-            .map_or(LEASE_LASTS, Duration::from_secs);
-        match &self.seen {
-            Some(seen) if seen.holder == holder && seen.renewed == spec.renew_time => {
-                if now.duration_since(seen.at) > seen.lasts {
-                    return Turn::Take;
-                }
-            }
-            _ => {
-                self.seen = Some(Seen {
-                    holder,
-                    renewed: spec.renew_time.clone(),
-                    lasts,
-                    at: now,
-                });
-            }
-        }
-        Turn::Wait
-    }
-
-    /// The Lease as it is when this candidate holds it.
-    fn renewed(&self, mut lease: Lease, spec: LeaseSpec, heads: Option<String>) -> Lease {
-        let now = MicroTime(Timestamp::from_millisecond(self.clock.now_ms()).unwrap_or_default());
-        let mine = spec.holder_identity.as_deref() == Some(self.identity.as_str());
-        let transitions = spec.lease_transitions.unwrap_or(0);
-        lease.spec = Some(LeaseSpec {
-            holder_identity: Some(self.identity.clone()),
-            lease_duration_seconds: i32::try_from(LEASE_LASTS.as_secs()).ok(),
-            acquire_time: if mine {
-                spec.acquire_time
-            } else {
-                Some(now.clone())
-            },
-            renew_time: Some(now),
-            lease_transitions: Some(if mine {
-                transitions
-            } else {
-                transitions.saturating_add(1)
-            }),
-            ..LeaseSpec::default()
-        });
-        if let Some(heads) = heads {
-            lease
-                .metadata
-                .annotations
-                .get_or_insert_with(BTreeMap::new)
-                .insert(AUDIT_HEADS_ANNOTATION.to_owned(), heads);
-        }
-        lease
+    fn now(&self) -> MicroTime {
+        MicroTime(Timestamp::from_millisecond(self.clock.now_ms()).unwrap_or_default())
     }
 
     /// The audit heads as JSON, when it is time and they changed.
@@ -311,7 +262,7 @@ impl Candidate {
         let Some(spec) = lease.spec.as_mut() else {
             return Ok(());
         };
-        if spec.holder_identity.as_deref() == Some(self.identity.as_str()) {
+        if spec.holder_identity.as_deref() == Some(self.observer.identity.as_str()) {
             spec.holder_identity = None;
             spec.renew_time = None;
             spec.acquire_time = None;
@@ -319,6 +270,68 @@ impl Candidate {
         }
         Ok(())
     }
+}
+
+impl Observer {
+    /// Whether it is this candidate's turn; remembers when a state was first seen.
+    fn turn(&mut self, spec: &LeaseSpec, now: Instant) -> Turn {
+        let holder = spec.holder_identity.clone().unwrap_or_default();
+        if holder.is_empty() || holder == self.identity {
+            self.seen = None;
+            return Turn::Take;
+        }
+        let lasts = spec
+            .lease_duration_seconds
+            .and_then(|seconds| u64::try_from(seconds).ok())
+            .map_or(LEASE_LASTS, Duration::from_secs);
+        match &self.seen {
+            Some(seen) if seen.holder == holder && seen.renewed == spec.renew_time => {
+                if now.duration_since(seen.at) > seen.lasts {
+                    return Turn::Take;
+                }
+            }
+            _ => {
+                self.seen = Some(Seen {
+                    holder,
+                    renewed: spec.renew_time.clone(),
+                    lasts,
+                    at: now,
+                });
+            }
+        }
+        Turn::Wait
+    }
+}
+
+/// The Lease as it is when `identity` holds it.
+fn renewed(mut lease: Lease, identity: &str, now: MicroTime, heads: Option<String>) -> Lease {
+    let spec = lease.spec.take().unwrap_or_default();
+    let mine = spec.holder_identity.as_deref() == Some(identity);
+    let transitions = spec.lease_transitions.unwrap_or(0);
+    lease.spec = Some(LeaseSpec {
+        holder_identity: Some(identity.to_owned()),
+        lease_duration_seconds: i32::try_from(LEASE_LASTS.as_secs()).ok(),
+        acquire_time: if mine {
+            spec.acquire_time
+        } else {
+            Some(now.clone())
+        },
+        renew_time: Some(now),
+        lease_transitions: Some(if mine {
+            transitions
+        } else {
+            transitions.saturating_add(1)
+        }),
+        ..LeaseSpec::default()
+    });
+    if let Some(heads) = heads {
+        lease
+            .metadata
+            .annotations
+            .get_or_insert_with(BTreeMap::new)
+            .insert(AUDIT_HEADS_ANNOTATION.to_owned(), heads);
+    }
+    lease
 }
 
 /// The published form of a head.
@@ -351,4 +364,93 @@ fn heads_text(heads: &[AuditHead]) -> Option<String> {
         return None;
     }
     Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn observer() -> Observer {
+        Observer {
+            identity: "barekey-0".to_owned(),
+            seen: None,
+        }
+    }
+
+    fn held_by(holder: &str, renewed: &str) -> LeaseSpec {
+        LeaseSpec {
+            holder_identity: Some(holder.to_owned()),
+            lease_duration_seconds: Some(15),
+            renew_time: Some(MicroTime(renewed.parse().unwrap())),
+            ..LeaseSpec::default()
+        }
+    }
+
+    #[test]
+    fn an_empty_lease_and_one_of_the_own_name_are_taken_at_once() {
+        let now = Instant::now();
+        assert_eq!(observer().turn(&LeaseSpec::default(), now), Turn::Take);
+        let own = held_by("barekey-0", "2020-01-01T00:00:00Z");
+        assert_eq!(observer().turn(&own, now), Turn::Take);
+        let empty = held_by("", "2020-01-01T00:00:00Z");
+        assert_eq!(observer().turn(&empty, now), Turn::Take);
+    }
+
+    #[test]
+    fn a_lease_of_another_is_taken_when_it_was_not_renewed_for_its_length_as_seen_here() {
+        let mut observer = observer();
+        let now = Instant::now();
+        // However old the holder's own clock says that the renewal is.
+        let first = held_by("barekey-1", "2020-01-01T00:00:00Z");
+        assert_eq!(observer.turn(&first, now), Turn::Wait);
+        let later = now + Duration::from_secs(15);
+        assert_eq!(observer.turn(&first, later), Turn::Wait);
+        let second = held_by("barekey-1", "2020-01-01T00:00:02Z");
+        let later = now + Duration::from_secs(16);
+        assert_eq!(observer.turn(&second, later), Turn::Wait);
+        let later = now + Duration::from_secs(31);
+        assert_eq!(observer.turn(&second, later), Turn::Wait);
+        let later = now + Duration::from_secs(32);
+        assert_eq!(observer.turn(&second, later), Turn::Take);
+    }
+
+    #[test]
+    fn a_leader_gives_up_before_another_may_take_over() {
+        assert!(RENEW_WITHIN + TIMEOUT < LEASE_LASTS);
+        assert!(LOOK_EVERY + TIMEOUT < RENEW_WITHIN);
+    }
+
+    #[test]
+    fn taking_over_counts_a_transition_and_renewing_does_not() {
+        let now = MicroTime("2026-01-01T00:00:00Z".parse().unwrap());
+        let first = renewed(Lease::default(), "barekey-0", now.clone(), None);
+        let spec = first.spec.clone().unwrap();
+        assert_eq!(spec.lease_transitions, Some(1));
+        assert_eq!(spec.acquire_time, Some(now));
+        assert_eq!(first.metadata.annotations, None);
+        let later = MicroTime("2026-01-01T00:00:02Z".parse().unwrap());
+        let second = renewed(first, "barekey-0", later.clone(), Some("[]".to_owned()));
+        let after = second.spec.unwrap();
+        assert_eq!(after.lease_transitions, Some(1));
+        assert_eq!(after.acquire_time, spec.acquire_time);
+        assert_eq!(after.renew_time, Some(later));
+        assert_eq!(
+            second.metadata.annotations.unwrap()[AUDIT_HEADS_ANNOTATION],
+            "[]"
+        );
+    }
+
+    #[test]
+    fn heads_are_published_as_json_with_their_chain() {
+        let head = AuditHead {
+            chain: "org_1".to_owned(),
+            epoch: 1,
+            sequence: 12,
+            mac: "00ff".to_owned(),
+        };
+        assert_eq!(
+            heads_text(&[head]).unwrap(),
+            r#"[{"chain":"org_1","epoch":1,"sequence":12,"mac":"00ff"}]"#
+        );
+    }
 }

@@ -1145,14 +1145,14 @@ mod tests {
     fn a_missing_organization_comes_with_the_command_that_makes_it() {
         let command = bootstrap_command(
             &"barekey".parse().unwrap(),
-            "statefulset/barekey",
+            "service/barekey",
             &"acme".parse().unwrap(),
         );
         let answer = Err(DeclareError::NoOrganization("acme".parse().unwrap()));
         let finding = judge_project(&answer, &command);
         assert_eq!(finding.reason, Reason::OrganizationNotFound);
         assert!(finding.message.contains(
-            "kubectl exec -n barekey statefulset/barekey -- /barekey-operator admin bootstrap --organization acme"
+            "kubectl exec -n barekey service/barekey -- /barekey-operator admin bootstrap --organization acme"
         ));
     }
 

@@ -58,7 +58,7 @@ pub enum DeletionPolicy {
         priority = 1
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("has(self.spec.slug) || self.metadata.name.matches('^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$')").message("metadata.name is no slug (at most 48 lower-case letters, digits and '-'): set spec.slug")
+    validation = Rule::new("has(self.spec.slug) || self.metadata.name.matches('^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$')").message("metadata.name is no slug (at most 48 lower-case letters, digits and '-'): set spec.slug").field_path(".spec.slug")
 )]
 #[x_kube(
     validation = ("has(self.slug) == has(oldSelf.slug) && (!has(self.slug) || self.slug == oldSelf.slug)", "slug is immutable, and so is whether it is set: make another BarekeyProject")
@@ -160,7 +160,7 @@ pub struct BarekeyProjectStatus {
         priority = 1
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("has(self.spec.slug) || self.metadata.name.matches('^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$')").message("metadata.name is no slug (at most 48 lower-case letters, digits and '-'): set spec.slug")
+    validation = Rule::new("has(self.spec.slug) || self.metadata.name.matches('^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$')").message("metadata.name is no slug (at most 48 lower-case letters, digits and '-'): set spec.slug").field_path(".spec.slug")
 )]
 #[x_kube(
     validation = ("has(self.slug) == has(oldSelf.slug) && (!has(self.slug) || self.slug == oldSelf.slug)", "slug is immutable, and so is whether it is set: make another BarekeyStage")
