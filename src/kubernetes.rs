@@ -5,6 +5,7 @@
 //!  controller     read → decide → act → tell              plan          the deciding part, pure
 //!  identity       pod tokens in, pod callers out          certificate   the CA, the leaf, the caBundle
 //!  lease          who leads; audit heads outside          events        what resources and pods are told
+//!  webhook        admission of pods over HTTP            injection     the deciding part, pure
 //!  uninstall      what goes before the operator goes
 //! ```
 //!
@@ -15,11 +16,13 @@ pub mod controller;
 pub mod crds;
 pub mod events;
 pub mod identity;
+pub mod injection;
 pub mod lease;
 pub mod metrics;
 pub mod plan;
 pub mod resources;
 pub mod uninstall;
+pub mod webhook;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -6,10 +6,12 @@
 //! carry their version `v` and have frozen vectors.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::names::{NamePattern, ObjectName, StageId, VariableName};
+use crate::domain::names::{NameError, NamePattern, Namespace, ObjectName, StageId, VariableName};
 
 /// The environment entry that holds a container's [`Allowance`].
 pub const ALLOWANCE_ENTRY: &str = "BAREKEY_ALLOWANCE";
@@ -187,7 +189,33 @@ impl AgentSettings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StageReference {
     /// The namespace; `None` for the pod's own.
-    pub namespace: Option<crate::domain::names::Namespace>,
+    pub namespace: Option<Namespace>,
     /// The resource's name.
     pub name: ObjectName,
+}
+
+impl FromStr for StageReference {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        match text.split_once('/') {
+            Some((namespace, name)) => Ok(Self {
+                namespace: Some(namespace.parse()?),
+                name: name.parse()?,
+            }),
+            None => Ok(Self {
+                namespace: None,
+                name: text.parse()?,
+            }),
+        }
+    }
+}
+
+impl fmt::Display for StageReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{namespace}/{}", self.name),
+            None => write!(f, "{}", self.name),
+        }
+    }
 }
