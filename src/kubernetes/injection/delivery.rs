@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn the_step_names_a_user_only_where_it_must() {
-        let user = |of_pod: Value, of_containers: &[Value]| {
+        let user = |of_pod: Value, of_containers: Vec<Value>| {
             let containers: Vec<Value> = of_containers
                 .iter()
                 .map(|it| json!({"securityContext": {"runAsUser": it}}))
@@ -284,17 +284,25 @@ mod tests {
             }}))
         };
         let none = Value::Null;
-        assert_eq!(user(none.clone(), &[none.clone()]), None, "the image's own");
-        assert_eq!(user(json!(1000), &[none.clone()]), None, "the pod's");
-        assert_eq!(user(json!(0), &[none.clone()]), Some(65532), "a root pod");
         assert_eq!(
-            user(none.clone(), &[json!(1000), json!(1000)]),
+            user(none.clone(), vec![none.clone()]),
+            None,
+            "the image's own"
+        );
+        assert_eq!(user(json!(1000), vec![none.clone()]), None, "the pod's");
+        assert_eq!(
+            user(json!(0), vec![none.clone()]),
+            Some(65532),
+            "a root pod"
+        );
+        assert_eq!(
+            user(none.clone(), vec![json!(1000), json!(1000)]),
             Some(1000),
             "one user of all containers"
         );
-        assert_eq!(user(json!(0), &[json!(7)]), Some(7));
-        assert_eq!(user(none.clone(), &[json!(1000), json!(1001)]), None);
-        assert_eq!(user(none.clone(), &[json!(1000), none.clone()]), None);
-        assert_eq!(user(none, &[json!(0)]), None);
+        assert_eq!(user(json!(0), vec![json!(7)]), Some(7));
+        assert_eq!(user(none.clone(), vec![json!(1000), json!(1001)]), None);
+        assert_eq!(user(none.clone(), vec![json!(1000), none.clone()]), None);
+        assert_eq!(user(none, vec![json!(0)]), None);
     }
 }
