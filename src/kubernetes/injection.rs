@@ -53,25 +53,44 @@ const WRAPPER: [&str; 3] = [AGENT_PROGRAM, "run", "--"];
 /// The command of the init container.
 const INSTALL: [&str; 3] = ["/barekey", "install", AGENT_PROGRAM];
 
-/// How the agent's program gets into a pod.
+/// How the in-pod agent is delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentDeliverySettings {
+    /// The agent's image.
+    pub image: String,
+    /// `Always`, `IfNotPresent` or `Never`; absent for the cluster's default.
+    pub image_pull_policy: Option<String>,
+    /// Names of pull secrets that are added to injected pods.
+    pub image_pull_secrets: Vec<String>,
+    /// By which way the program arrives.
+    pub delivery: AgentDelivery,
+}
+
+/// By which way the agent arrives in a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delivery {
-    /// An init container copies it into a volume in memory.
+pub enum AgentDelivery {
+    /// An init container copies it into a memory volume.
     Init,
-    /// An image volume has it.
+    /// An image volume.
     Image,
 }
 
-/// The image with the agent's program.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AgentImage {
-    /// Its reference.
-    pub reference: String,
-    /// `Always`, `IfNotPresent` or `Never`; `None` for the cluster's default.
-    pub pull_policy: Option<String>,
-    /// Names of pull secrets that are added to each injected pod.
-    pub pull_secrets: Vec<ObjectName>,
+impl std::str::FromStr for AgentDelivery {
+    type Err = AgentDeliveryError;
+
+    fn from_str(word: &str) -> Result<Self, AgentDeliveryError> {
+        match word {
+            "init" => Ok(Self::Init),
+            "image" => Ok(Self::Image),
+            other => Err(AgentDeliveryError(other.chars().take(64).collect())),
+        }
+    }
 }
+
+/// Why a word is no way of delivery.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no way to deliver the agent: it is init or image")]
+pub struct AgentDeliveryError(String);
 
 /// The certificate authority that signs the vault's certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,10 +112,8 @@ pub struct InjectionSettings {
     pub addresses: Vec<String>,
     /// Who signs its certificate.
     pub authority: Authority,
-    /// The agent's image.
-    pub image: AgentImage,
     /// How the agent's program gets into a pod.
-    pub delivery: Delivery,
+    pub agent: AgentDeliverySettings,
 }
 
 /// What is known of the stage that a pod names.

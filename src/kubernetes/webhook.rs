@@ -21,18 +21,15 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use futures::future::BoxFuture;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::domain::names::{Namespace, ObjectName, StageId, VariableName};
 
-pub use self::facts::{ClusterFacts, keep_addresses};
+pub use self::facts::{ClusterFacts, injection_settings, keep_addresses};
 use self::review::{Review, Verdict};
 use super::injection::{self, Asked, DeclaredStage, InjectionSettings, Request};
+use super::metrics::{AdmissionLabels, AdmissionOutcome, Metrics};
 
 /// The longest review that is read, in bytes: the API server takes requests of 3 MiB, and a review has one twice at most.
 const REVIEW_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -90,47 +87,6 @@ impl State {
     }
 }
 
-/// How a review ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Outcome {
-    /// The pod was injected.
-    Injected,
-    /// The pod is created as it is.
-    Unchanged,
-    /// The pod was refused.
-    Refused,
-    /// It was no review.
-    Malformed,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
-    outcome: Outcome,
-}
-
-/// What admission counts. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub struct Metrics {
-    reviews: Family<Labels, Counter>,
-}
-
-impl Metrics {
-    /// Registers everything under the prefix that `registry` has.
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register(
-            "admission_reviews",
-            "Reviews of pods, by outcome",
-            metrics.reviews.clone(),
-        );
-        metrics
-    }
-
-    fn count(&self, outcome: Outcome) {
-        self.reviews.get_or_create(&Labels { outcome }).inc();
-    }
-}
-
 /// `POST /admission/pods`.
 pub fn router(state: State) -> Router {
     Router::new()
@@ -145,24 +101,32 @@ async fn review_pod(Shared(state): Shared<State>, body: Bytes) -> Response {
     let review = match Review::parse(&body) {
         Ok(review) => review,
         Err(error) => {
-            state.metrics.count(Outcome::Malformed);
+            count(&state, AdmissionOutcome::Malformed);
             return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response();
         }
     };
     let verdict = decide(&state, &review).await;
-    state.metrics.count(match &verdict {
-        Verdict::Changed { .. } => Outcome::Injected,
-        Verdict::Unchanged { .. } => Outcome::Unchanged,
-        Verdict::Refused { message, .. } => {
-            tracing::info!(refusal = message.as_str(), "refused a pod");
-            Outcome::Refused
-        }
-    });
+    count(
+        &state,
+        match &verdict {
+            Verdict::Changed { .. } => AdmissionOutcome::Injected,
+            Verdict::Unchanged { .. } => AdmissionOutcome::Unchanged,
+            Verdict::Refused { message, .. } => {
+                tracing::info!(refusal = message.as_str(), "refused a pod");
+                AdmissionOutcome::Refused
+            }
+        },
+    );
     (
         [(CONTENT_TYPE, "application/json")],
         review.answer(&verdict),
     )
         .into_response()
+}
+
+fn count(state: &State, outcome: AdmissionOutcome) {
+    let labels = AdmissionLabels { outcome };
+    state.metrics.admissions.get_or_create(&labels).inc();
 }
 
 async fn decide(state: &State, review: &Review) -> Verdict {

@@ -8,7 +8,7 @@ use super::containers::app_containers;
 use super::pod::{self, List};
 use super::refusal::Problem;
 use super::{
-    AGENT_DIRECTORY, AGENT_VOLUME, Delivery, INIT_CONTAINER, INSTALL, InjectionSettings,
+    AGENT_DIRECTORY, AGENT_VOLUME, AgentDelivery, INIT_CONTAINER, INSTALL, InjectionSettings,
     TOKEN_VOLUME,
 };
 
@@ -46,19 +46,21 @@ pub(super) fn taken_names(pod: &Value) -> Vec<Problem> {
 
 /// Adds the volumes, the pull secrets and, where the program is copied, the init step as the first.
 pub(super) fn deliver(pod: &mut Value, settings: &InjectionSettings) {
-    let init_step = (settings.delivery == Delivery::Init).then(|| init_step(pod, settings));
+    let init_step =
+        (settings.agent.delivery == AgentDelivery::Init).then(|| init_step(pod, settings));
     let Some(Value::Object(spec)) = pod.get_mut("spec") else {
         return;
     };
-    let image = &settings.image;
-    let agent = match settings.delivery {
-        Delivery::Init => json!({
+    let agent = match settings.agent.delivery {
+        AgentDelivery::Init => json!({
             "name": AGENT_VOLUME,
             "emptyDir": {"medium": "Memory", "sizeLimit": AGENT_VOLUME_SIZE},
         }),
-        Delivery::Image => {
-            let mut source = json!({"reference": image.reference});
-            if let (Some(policy), Value::Object(source)) = (&image.pull_policy, &mut source) {
+        AgentDelivery::Image => {
+            let mut source = json!({"reference": settings.agent.image});
+            if let (Some(policy), Value::Object(source)) =
+                (&settings.agent.image_pull_policy, &mut source)
+            {
                 source.insert("pullPolicy".to_owned(), Value::from(policy.as_str()));
             }
             json!({"name": AGENT_VOLUME, "image": source})
@@ -80,17 +82,13 @@ pub(super) fn deliver(pod: &mut Value, settings: &InjectionSettings) {
 }
 
 fn add_pull_secrets(spec: &mut Map<String, Value>, settings: &InjectionSettings) {
-    for secret in &settings.image.pull_secrets {
+    for secret in &settings.agent.image_pull_secrets {
         let present = spec
             .get("imagePullSecrets")
             .and_then(Value::as_array)
-            .is_some_and(|secrets| {
-                secrets
-                    .iter()
-                    .any(|other| pod::name(other) == secret.as_str())
-            });
+            .is_some_and(|secrets| secrets.iter().any(|other| pod::name(other) == secret));
         if !present {
-            pod::list_mut(spec, "imagePullSecrets").push(json!({"name": secret.as_str()}));
+            pod::list_mut(spec, "imagePullSecrets").push(json!({"name": secret}));
         }
     }
 }
@@ -108,13 +106,13 @@ fn init_step(pod: &Value, settings: &InjectionSettings) -> Value {
     }
     let mut step = json!({
         "name": INIT_CONTAINER,
-        "image": settings.image.reference,
+        "image": settings.agent.image,
         "command": INSTALL,
         "securityContext": security,
         "volumeMounts": [{"name": AGENT_VOLUME, "mountPath": AGENT_DIRECTORY}],
     });
     if let Value::Object(step) = &mut step {
-        if let Some(policy) = &settings.image.pull_policy {
+        if let Some(policy) = &settings.agent.image_pull_policy {
             step.insert("imagePullPolicy".to_owned(), Value::from(policy.as_str()));
         }
         if let Some(resources) = init_resources(pod) {

@@ -10,7 +10,7 @@ use crate::domain::reference::{ALLOWANCE_ENTRY, AgentSettings, SETTINGS_ENTRY};
 
 const AUDIENCE: &str = "barekey.barekey.svc";
 
-fn settings(delivery: Delivery) -> InjectionSettings {
+fn settings(delivery: AgentDelivery) -> InjectionSettings {
     InjectionSettings {
         server: AUDIENCE.to_owned(),
         port: 443,
@@ -19,12 +19,12 @@ fn settings(delivery: Delivery) -> InjectionSettings {
             id: "0123456789abcdef".to_owned(),
             certificate: "MIIB".to_owned(),
         },
-        image: AgentImage {
-            reference: "docker.io/barekey/agent:0.1.0".to_owned(),
-            pull_policy: Some("IfNotPresent".to_owned()),
-            pull_secrets: Vec::new(),
+        agent: AgentDeliverySettings {
+            image: "docker.io/barekey/agent:0.1.0".to_owned(),
+            image_pull_policy: Some("IfNotPresent".to_owned()),
+            image_pull_secrets: Vec::new(),
+            delivery,
         },
-        delivery,
     }
 }
 
@@ -124,7 +124,7 @@ fn request(pod: &Value) -> Result<Box<Request>, Refusal> {
 
 fn try_inject(
     pod: &Value,
-    delivery: Delivery,
+    delivery: AgentDelivery,
     stage: &DeclaredStage,
     names: Option<&BTreeSet<VariableName>>,
 ) -> Result<(Value, Injection), Refusal> {
@@ -137,7 +137,7 @@ fn try_inject(
 }
 
 fn injected(pod: &Value) -> Value {
-    try_inject(pod, Delivery::Init, &stage(), Some(&names()))
+    try_inject(pod, AgentDelivery::Init, &stage(), Some(&names()))
         .unwrap_or_else(|refusal| panic!("{refusal}"))
         .0
 }
@@ -146,7 +146,7 @@ fn refused(pod: &Value) -> String {
     match read(pod, &"shop".parse().unwrap(), AUDIENCE) {
         Err(refusal) => refusal.to_string(),
         Ok(Asked::Nothing { .. }) => panic!("the pod passes unchanged"),
-        Ok(Asked::Injection(_)) => try_inject(pod, Delivery::Init, &stage(), Some(&names()))
+        Ok(Asked::Injection(_)) => try_inject(pod, AgentDelivery::Init, &stage(), Some(&names()))
             .expect_err("the pod is refused")
             .to_string(),
     }
@@ -270,7 +270,7 @@ fn a_pod_of_a_deployment_becomes_what_the_contract_says() {
 
 #[test]
 fn the_patch_names_no_more_than_what_changes() {
-    let (_, injection) = try_inject(&pod(), Delivery::Init, &stage(), Some(&names())).unwrap();
+    let (_, injection) = try_inject(&pod(), AgentDelivery::Init, &stage(), Some(&names())).unwrap();
     let mut paths: Vec<String> = injection
         .patch
         .iter()
@@ -299,7 +299,7 @@ fn the_patch_names_no_more_than_what_changes() {
 
 #[test]
 fn an_image_volume_needs_no_init_step() {
-    let (becomes, _) = try_inject(&pod(), Delivery::Image, &stage(), None).unwrap();
+    let (becomes, _) = try_inject(&pod(), AgentDelivery::Image, &stage(), None).unwrap();
     assert_eq!(becomes["spec"].get("initContainers"), None);
     assert_eq!(
         becomes["spec"]["volumes"][1],
@@ -640,7 +640,8 @@ fn a_pod_without_annotations_passes_as_it_is_and_hears_of_a_token_that_reads_not
 fn a_copy_is_injected_anew_and_comes_out_the_same() {
     let once = injected(&pod());
     assert_eq!(injected(&once), once);
-    let (again, injection) = try_inject(&once, Delivery::Init, &stage(), Some(&names())).unwrap();
+    let (again, injection) =
+        try_inject(&once, AgentDelivery::Init, &stage(), Some(&names())).unwrap();
     assert_eq!(again, once);
     assert!(injection.patch.is_empty());
 }
@@ -768,7 +769,7 @@ fn a_probe_is_held_against_the_names_that_its_own_container_gets() {
         (listing(probing("echo $LEVEL"), "LEVEL=DB_USER"), false),
         (listing(probing("echo $SOON"), "SOON"), true),
     ] {
-        let result = try_inject(&pod, Delivery::Init, &stage(), Some(&names()));
+        let result = try_inject(&pod, AgentDelivery::Init, &stage(), Some(&names()));
         let told = result.as_ref().err().map(ToString::to_string);
         assert_eq!(
             told.is_some(),
@@ -789,7 +790,7 @@ fn a_probe_over_variables_that_the_account_may_not_read_is_fine() {
     assert!(
         try_inject(
             &pod,
-            Delivery::Init,
+            AgentDelivery::Init,
             &stage_granting(Some(&["DATABASE_URL"])),
             Some(&names())
         )
@@ -805,7 +806,7 @@ fn without_an_answer_of_the_vault_a_probe_that_could_name_a_variable_is_refused_
         json!({"exec": {"command": ["cat", "/tmp/ok"]}}),
     );
     assert!(
-        try_inject(&pod, Delivery::Init, &stage(), None)
+        try_inject(&pod, AgentDelivery::Init, &stage(), None)
             .unwrap_err()
             .to_string()
             .contains("does not answer right now")
@@ -815,7 +816,7 @@ fn without_an_answer_of_the_vault_a_probe_that_could_name_a_variable_is_refused_
         "/metadata/annotations/barekey.dev~1variables",
         json!("TOKEN"),
     );
-    assert!(try_inject(&listed, Delivery::Init, &stage(), None).is_ok());
+    assert!(try_inject(&listed, AgentDelivery::Init, &stage(), None).is_ok());
 }
 
 #[test]
@@ -825,7 +826,7 @@ fn probes_that_ask_over_the_network_are_fine() {
         "/spec/containers/0/livenessProbe",
         json!({"httpGet": {"path": "/TOKEN", "port": 80}}),
     );
-    assert!(try_inject(&pod, Delivery::Init, &stage(), None).is_ok());
+    assert!(try_inject(&pod, AgentDelivery::Init, &stage(), None).is_ok());
 }
 
 #[test]
@@ -835,7 +836,7 @@ fn a_value_that_lands_in_arguments_is_warned_about() {
         "/spec/containers/0/args",
         json!(["--token=$(TOKEN)", "--db=$(DB)", "$(LEVEL)", "$$(DB_USER)"]),
     );
-    let (_, injection) = try_inject(&pod, Delivery::Init, &stage(), Some(&names())).unwrap();
+    let (_, injection) = try_inject(&pod, AgentDelivery::Init, &stage(), Some(&names())).unwrap();
     assert_eq!(injection.warnings.len(), 2, "{:?}", injection.warnings);
     assert!(injection.warnings[0].contains("$(DB)") && injection.warnings[1].contains("$(TOKEN)"));
 }
@@ -847,7 +848,7 @@ fn a_name_that_the_stage_does_not_hold_is_warned_about() {
         "/metadata/annotations/barekey.dev~1variables",
         json!("TOKEN,SOON"),
     );
-    let (_, injection) = try_inject(&pod, Delivery::Init, &stage(), Some(&names())).unwrap();
+    let (_, injection) = try_inject(&pod, AgentDelivery::Init, &stage(), Some(&names())).unwrap();
     assert_eq!(injection.warnings.len(), 1, "{:?}", injection.warnings);
     assert!(
         injection.warnings[0].contains("BarekeyStage shop/backend-production has no variable SOON")
@@ -946,8 +947,8 @@ fn a_stage_of_another_namespace_is_looked_for_there() {
 
 #[test]
 fn pull_secrets_are_added_once() {
-    let mut settings = settings(Delivery::Init);
-    settings.image.pull_secrets = vec!["mirror".parse().unwrap(), "own".parse().unwrap()];
+    let mut settings = settings(AgentDelivery::Init);
+    settings.agent.image_pull_secrets = vec!["mirror".to_owned(), "own".to_owned()];
     let pod = with(pod(), "/spec/imagePullSecrets", json!([{"name": "own"}]));
     let request = request(&pod).unwrap();
     let stage = stage();
@@ -969,7 +970,7 @@ fn what_would_be_too_long_for_an_environment_is_refused() {
         "/metadata/annotations/barekey.dev~1variables",
         json!(many.join(",")),
     );
-    let told = try_inject(&pod, Delivery::Init, &stage(), None)
+    let told = try_inject(&pod, AgentDelivery::Init, &stage(), None)
         .unwrap_err()
         .to_string();
     assert!(told.contains("BAREKEY_ALLOWANCE would have"), "{told}");
@@ -1046,7 +1047,7 @@ proptest! {
         if let Some(init) = init {
             pod["spec"]["initContainers"] = json!([init]);
         }
-        let delivery = if image { Delivery::Image } else { Delivery::Init };
+        let delivery = if image { AgentDelivery::Image } else { AgentDelivery::Init };
         let (becomes, _) = try_inject(&pod, delivery, &stage(), Some(&names())).unwrap();
         prop_assert_eq!(&copies::restore(&becomes).unwrap(), &pod);
         let (again, injection) = try_inject(&becomes, delivery, &stage(), Some(&names())).unwrap();

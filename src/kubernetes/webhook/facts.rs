@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures::future::BoxFuture;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client};
@@ -12,9 +14,10 @@ use tokio::sync::watch;
 
 use super::{Facts, Unanswered};
 use crate::domain::names::{Namespace, ObjectName, StageId, VariableName};
-use crate::kubernetes::injection::{DeclaredStage, InjectionSettings};
-use crate::kubernetes::plan;
+use crate::kubernetes::certificate::AuthorityCertificate;
+use crate::kubernetes::injection::{Authority, DeclaredStage, InjectionSettings};
 use crate::kubernetes::resources::BarekeyStage;
+use crate::kubernetes::{KubernetesSettings, chain, plan};
 use crate::vault::Vault;
 
 /// How long the API server may take to show one BarekeyStage.
@@ -57,7 +60,7 @@ impl Facts for ClusterFacts {
             match tokio::time::timeout(LIVE_WAIT_MAX, asked).await {
                 Ok(Ok(stage)) => Ok(stage.as_ref().map(declared)),
                 Ok(Err(error)) => {
-                    tracing::warn!(error = %super::super::chain(&error), "cannot read a BarekeyStage");
+                    tracing::warn!(error = %chain(&error), "cannot read a BarekeyStage");
                     Err(Unanswered)
                 }
                 Err(_) => Err(Unanswered),
@@ -73,7 +76,7 @@ impl Facts for ClusterFacts {
             match self.vault.variable_names(stage).await {
                 Ok(names) => Ok(names.into_iter().flatten().collect()),
                 Err(error) => {
-                    tracing::warn!(error = %super::super::chain(&error), "cannot read the names of a stage");
+                    tracing::warn!(error = %chain(&error), "cannot read the names of a stage");
                     Err(Unanswered)
                 }
             }
@@ -88,8 +91,7 @@ fn declared(stage: &BarekeyStage) -> DeclaredStage {
         None => plan::access_grants(stage).unwrap_or_default(),
         Some(_) => Vec::new(),
     };
-    let ready = status
-        .and_then(|status| status.conditions.iter().find(|it| it.type_ == "Ready"));
+    let ready = status.and_then(|status| status.conditions.iter().find(|it| it.type_ == "Ready"));
     DeclaredStage {
         id: status
             .and_then(|status| status.id.as_deref())
@@ -101,6 +103,23 @@ fn declared(stage: &BarekeyStage) -> DeclaredStage {
             Some(ready) => Some(format!("{}: {}", ready.reason, ready.message)),
             None => Some("the operator has not looked at it yet".to_owned()),
         },
+    }
+}
+
+/// What every injected pod is given, with no address of the Service known yet.
+pub fn injection_settings(
+    settings: &KubernetesSettings,
+    authority: &AuthorityCertificate,
+) -> InjectionSettings {
+    InjectionSettings {
+        server: settings.server_name(),
+        port: settings.service_port,
+        addresses: Vec::new(),
+        authority: Authority {
+            id: authority.id.clone(),
+            certificate: STANDARD.encode(&authority.der),
+        },
+        agent: settings.agent.clone(),
     }
 }
 
@@ -135,5 +154,8 @@ async fn addresses(server: &str, port: u16) -> std::io::Result<Vec<String>> {
         .await?
         .map(|address| address.ip())
         .collect();
-    Ok(found.into_iter().map(|address| address.to_string()).collect())
+    Ok(found
+        .into_iter()
+        .map(|address| address.to_string())
+        .collect())
 }

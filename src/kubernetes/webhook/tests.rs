@@ -13,7 +13,7 @@ use tower::ServiceExt as _;
 
 use super::*;
 use crate::domain::access::AccessGrant;
-use crate::kubernetes::injection::{AgentImage, Authority, Delivery};
+use crate::kubernetes::injection::{AgentDelivery, AgentDeliverySettings, Authority};
 
 /// What the cluster and the vault say in a test.
 #[derive(Clone, Default)]
@@ -86,12 +86,12 @@ fn app(said: Said) -> Router {
             id: "0123456789abcdef".to_owned(),
             certificate: "MIIB".to_owned(),
         },
-        image: AgentImage {
-            reference: "agent".to_owned(),
-            pull_policy: None,
-            pull_secrets: Vec::new(),
+        agent: AgentDeliverySettings {
+            image: "agent".to_owned(),
+            image_pull_policy: None,
+            image_pull_secrets: Vec::new(),
+            delivery: AgentDelivery::Init,
         },
-        delivery: Delivery::Init,
     };
     let (_, settings) = watch::channel(Arc::new(settings));
     router(State::new(said, settings, Metrics::default()))
