@@ -5,6 +5,7 @@
 //!  controller     read → decide → act → tell              plan          the deciding part, pure
 //!  identity       pod tokens in, pod callers out          certificate   the CA, the leaf, the caBundle
 //!  lease          who leads; audit heads outside          events        what resources and pods are told
+//!  webhook        admission of pods over HTTP            injection     the deciding part, pure
 //!  uninstall      what goes before the operator goes
 //! ```
 //!
@@ -15,11 +16,13 @@ pub mod controller;
 pub mod crds;
 pub mod events;
 pub mod identity;
+pub mod injection;
 pub mod lease;
 pub mod metrics;
 pub mod plan;
 pub mod resources;
 pub mod uninstall;
+pub mod webhook;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -33,6 +36,8 @@ use tokio::task::JoinSet;
 
 use crate::domain::names::{Namespace, OrganizationSlug};
 use crate::vault::{Clock, Vault};
+
+pub use self::injection::{AgentDelivery, AgentDeliverySettings};
 
 /// The API group of our kinds, and the prefix of our annotations.
 pub const GROUP: &str = "barekey.dev";
@@ -79,45 +84,6 @@ impl KubernetesSettings {
         format!("{}.{}.svc", self.service_name, self.namespace)
     }
 }
-
-/// How the in-pod agent is delivered.
-#[derive(Debug, Clone)]
-pub struct AgentDeliverySettings {
-    /// The agent's image.
-    pub image: String,
-    /// `Always`, `IfNotPresent` or `Never`; absent for the cluster's default.
-    pub image_pull_policy: Option<String>,
-    /// Names of pull secrets that are added to injected pods.
-    pub image_pull_secrets: Vec<String>,
-    /// By which way the program arrives.
-    pub delivery: AgentDelivery,
-}
-
-/// By which way the agent arrives in a pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AgentDelivery {
-    /// An init container copies it into a memory volume.
-    Init,
-    /// An image volume.
-    Image,
-}
-
-impl std::str::FromStr for AgentDelivery {
-    type Err = AgentDeliveryError;
-
-    fn from_str(word: &str) -> Result<Self, AgentDeliveryError> {
-        match word {
-            "init" => Ok(Self::Init),
-            "image" => Ok(Self::Image),
-            other => Err(AgentDeliveryError(other.chars().take(64).collect())),
-        }
-    }
-}
-
-/// Why a word is no way of delivery.
-#[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no way to deliver the agent: it is init or image")]
-pub struct AgentDeliveryError(String);
 
 /// Which namespaces speak for which organization: the chart's `organizations`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -169,6 +135,8 @@ pub struct Running {
     pub authority: certificate::AuthorityCertificate,
     /// Every BarekeyStage, as last seen.
     pub stages: Store<resources::BarekeyStage>,
+    /// What admission works with, for [`webhook::router`].
+    pub admission: webhook::State,
     /// Whether a handshake with our own listener verified against the live webhook configuration, once.
     pub ready: watch::Receiver<bool>,
     /// Whether this replica leads.
@@ -217,21 +185,33 @@ pub async fn start(
             shutdown.clone(),
         ),
     ));
+    let (given, given_now) =
+        watch::channel(Arc::new(webhook::injection_settings(&settings, &authority)));
+    tasks.spawn(named(
+        "addresses",
+        webhook::keep_addresses(given, shutdown.clone()),
+    ));
     let controller = controller::Controller::new(
-        client,
-        vault,
+        client.clone(),
+        vault.clone(),
         settings,
         clock,
         events,
-        metrics,
+        metrics.clone(),
         leads.clone(),
     );
     let stages = controller.stages();
+    let admission = webhook::State::new(
+        webhook::ClusterFacts::new(client, stages.clone(), vault),
+        given_now,
+        metrics,
+    );
     tasks.spawn(named("controller", controller.run(shutdown)));
     Ok(Running {
         certificate,
         authority,
         stages,
+        admission,
         ready,
         leads,
         tasks,

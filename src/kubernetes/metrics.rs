@@ -70,6 +70,26 @@ pub struct IdentityLabels {
     pub outcome: IdentityOutcome,
 }
 
+/// How the review of a pod ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum AdmissionOutcome {
+    /// The pod was injected.
+    Injected,
+    /// The pod is created as it is.
+    Unchanged,
+    /// The pod was refused.
+    Refused,
+    /// It was no review.
+    Malformed,
+}
+
+/// The labels of a review of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AdmissionLabels {
+    /// How it ended.
+    pub outcome: AdmissionOutcome,
+}
+
 /// What the Kubernetes side counts. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
@@ -77,6 +97,8 @@ pub struct Metrics {
     pub reconciles: Family<ReconcileLabels, Counter>,
     /// Looks at pods' tokens, by outcome.
     pub identities: Family<IdentityLabels, Counter>,
+    /// Reviews of pods, by outcome.
+    pub admissions: Family<AdmissionLabels, Counter>,
     /// 1 while this replica leads.
     pub leads: Gauge,
     /// 1 while a handshake with our own listener verifies against the live webhook configuration.
@@ -98,6 +120,11 @@ impl Metrics {
             "pod_identities",
             "Looks at tokens of pods, by outcome",
             metrics.identities.clone(),
+        );
+        registry.register(
+            "admissions",
+            "Reviews of pods, by outcome",
+            metrics.admissions.clone(),
         );
         registry.register(
             "leads",
