@@ -262,10 +262,7 @@ fn injected<'a>(
     allowance: &'a Allowance,
     values: &'a BTreeMap<VariableName, Plaintext>,
 ) -> BTreeMap<&'a [u8], &'a Plaintext> {
-    let by_own_name = values
-        .iter()
-        .filter(|(name, _)| allowance.exports(name))
-        .map(|(name, value)| (name, value));
+    let by_own_name = values.iter().filter(|(name, _)| allowance.exports(name));
     let renamed = allowance
         .rename
         .iter()
