@@ -9,19 +9,19 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use zeroize::Zeroize;
 
 use crate::agent::process::{self, LookupError};
-use crate::client::{Client, ClientError, Credential, Endpoint, Patience, Trust, TrustError};
+use crate::client::{
+    Client, ClientError, Credential, Endpoint, Patience, StageValue, Trust, TrustError,
+};
 use crate::domain::names::VariableName;
 use crate::domain::plaintext::Plaintext;
 use crate::domain::reference::expansion::{
     ComposeError, Composed, Environment, compose, path_is_settled,
 };
 use crate::domain::reference::{
-    ALLOWANCE_ENTRY, AgentSettings, Allowance, FORM_VERSION, FormError, SETTINGS_ENTRY,
+    ALLOWANCE_ENTRY, AgentSettings, Allowance, FormError, SETTINGS_ENTRY,
 };
-use crate::protocol::pod::{PodValuesRequest, PodValuesResponse};
 
 /// What the agent calls itself to the server.
 const USER_AGENT: &str = concat!("barekey-agent/", env!("CARGO_PKG_VERSION"));
@@ -71,14 +71,6 @@ pub enum StartError {
     /// The server refused.
     #[error(transparent)]
     Refused(ClientError),
-    /// An answer in a form of another release.
-    #[error(
-        "the server answers in version {v}, and this agent knows version {FORM_VERSION}: delete the pod so that it gets the present agent"
-    )]
-    AnswerVersion {
-        /// The version.
-        v: u32,
-    },
     /// The values are not what the container needs.
     #[error(transparent)]
     Compose(#[from] ComposeError),
@@ -105,13 +97,10 @@ pub fn start(
         .enable_time()
         .build()
         .map_err(StartError::Runtime)?;
-    let answer = runtime.block_on(client.pod_values(&PodValuesRequest { v: FORM_VERSION }));
+    let answer = runtime.block_on(client.pod_values());
     // A name service that does not answer is not waited for.
     runtime.shutdown_background();
     let answer = answer.map_err(|error| told(error, &settings))?;
-    if answer.v != FORM_VERSION {
-        return Err(StartError::AnswerVersion { v: answer.v });
-    }
 
     let command: Vec<Vec<u8>> = command
         .iter()
@@ -193,19 +182,266 @@ fn told(error: ClientError, settings: &AgentSettings) -> StartError {
 }
 
 /// Of the pod's values those that this container's allowance covers.
-fn values(answer: PodValuesResponse, allowance: &Allowance) -> BTreeMap<VariableName, Plaintext> {
+fn values(answer: Vec<StageValue>, allowance: &Allowance) -> BTreeMap<VariableName, Plaintext> {
     answer
-        .values
         .into_iter()
-        .filter(|value| value.stage == allowance.stage.as_str())
-        .filter_map(|mut value| {
-            let name: VariableName = value.name.parse().ok()?;
-            if allowance.covers(&name) {
-                Some((name, Plaintext::from(std::mem::take(&mut value.value.0))))
-            } else {
-                value.value.zeroize();
-                None
-            }
-        })
+        .filter(|entry| entry.stage == allowance.stage && allowance.covers(&entry.name))
+        .map(|entry| (entry.name, entry.value))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+    use std::time::Instant;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::client::test_server::{Reply, Server, error, ok, unused_port};
+
+    /// A container that was prepared for `server`, with a token in `folder`.
+    struct Container<'a> {
+        server: &'a Server,
+        folder: &'a Path,
+        settings: serde_json::Value,
+        allowance: serde_json::Value,
+        entries: BTreeMap<String, String>,
+    }
+
+    impl<'a> Container<'a> {
+        fn of(server: &'a Server, folder: &'a Path) -> Self {
+            let token = folder.join("token");
+            std::fs::write(&token, "pod-token\n").unwrap();
+            Self {
+                server,
+                folder,
+                settings: json!({
+                    "v": 1, "server": "barekey.test", "port": server.port(), "addresses": ["127.0.0.1"],
+                    "ca": STANDARD.encode(server.authority()), "token": token, "waitSeconds": 20,
+                }),
+                allowance: json!({"v": 1, "stage": "stg_1"}),
+                entries: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]),
+            }
+        }
+
+        fn start(&self, command: &[&str]) -> Result<Composed, StartError> {
+            let mut entries = self.entries.clone();
+            entries.insert(
+                "BAREKEY_AGENT_SETTINGS".to_owned(),
+                self.settings.to_string(),
+            );
+            entries.insert("BAREKEY_ALLOWANCE".to_owned(), self.allowance.to_string());
+            let command: Vec<OsString> = command.iter().map(OsString::from).collect();
+            start(
+                entries
+                    .into_iter()
+                    .map(|(name, value)| (name.into(), value.into())),
+                &command,
+            )
+        }
+
+        fn refusal(&self, command: &[&str]) -> StartError {
+            self.start(command).unwrap_err()
+        }
+    }
+
+    fn values_of(names: &[(&str, &str, &str)]) -> Reply {
+        let values: Vec<_> = names
+            .iter()
+            .map(|(stage, name, value)| json!({"stage": stage, "name": name, "value": value}))
+            .collect();
+        ok(&json!({"v": 1, "values": values, "requestId": "req_1"}))
+    }
+
+    #[test]
+    fn a_container_gets_its_own_stages_values_and_sends_nothing_but_its_token() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(|_| {
+            values_of(&[
+                ("stg_1", "KEY", "k"),
+                ("stg_2", "KEY", "other"),
+                ("stg_1", "EXTRA", "e"),
+            ])
+        });
+        let mut container = Container::of(&server, folder.path());
+        container.allowance["variables"] = json!(["KEY"]);
+        container
+            .entries
+            .insert("A".to_owned(), "$(KEY)".to_owned());
+        container.settings["own"] = json!(["A"]);
+        container.settings["expand"] = json!(["A"]);
+        let composed = container.start(&["sh", "$(KEY)"]).unwrap();
+        let text = |value: &Plaintext| value.reveal_text().unwrap().to_owned();
+        let environment: Vec<(String, String)> = composed
+            .environment
+            .iter()
+            .map(|(name, value)| (String::from_utf8(name.clone()).unwrap(), text(value)))
+            .collect();
+        let expected = [("A", "k"), ("KEY", "k"), ("PATH", "/usr/bin:/bin")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(environment, expected);
+        assert_eq!(
+            composed.command.iter().map(text).collect::<Vec<_>>(),
+            ["sh", "k"]
+        );
+        let requests = server.requests();
+        assert_eq!(requests.len(), 1);
+        assert!(
+            requests[0]
+                .head
+                .starts_with("POST /v1/pod/values HTTP/1.1\r\n")
+        );
+        assert_eq!(
+            requests[0].header("authorization"),
+            Some("Bearer pod-token")
+        );
+        assert_eq!(requests[0].body, r#"{"v":1}"#);
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_costs_no_call() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(|_| values_of(&[]));
+        let container = Container::of(&server, folder.path());
+        for (program, exit_code) in [
+            ("no-such-program", 127),
+            ("/none", 127),
+            ("/etc/passwd", 126),
+        ] {
+            match container.refusal(&[program]) {
+                StartError::Lookup(error) => assert_eq!(error.exit_code(), exit_code, "{program}"),
+                other => panic!("{program}: {other}"),
+            }
+        }
+        assert_eq!(server.connections(), 0);
+    }
+
+    #[test]
+    fn every_missing_name_is_in_the_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(|_| values_of(&[("stg_1", "KEY", "k")]));
+        let mut container = Container::of(&server, folder.path());
+        container.allowance["variables"] = json!(["KEY", "GONE", "AWAY"]);
+        let text = container.refusal(&["sh"]).to_string();
+        assert!(text.contains("no AWAY, GONE,"), "{text}");
+        assert!(!text.contains("KEY"), "{text}");
+    }
+
+    #[test]
+    fn a_refusal_ends_the_start_at_once_with_the_servers_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(|_| error(403, "FORBIDDEN", "no access for shop/api"));
+        let container = Container::of(&server, folder.path());
+        let refused = container.refusal(&["sh"]);
+        assert!(matches!(refused, StartError::Refused(_)), "{refused}");
+        assert!(
+            refused.to_string().contains("no access for shop/api"),
+            "{refused}"
+        );
+        assert_eq!(server.requests().len(), 1);
+    }
+
+    #[test]
+    fn a_server_that_comes_within_the_budget_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(|request| match request.number {
+            0 => Reply::Close,
+            1 => error(503, "STORAGE_UNAVAILABLE", "away").with_header("Retry-After: 0"),
+            _ => values_of(&[("stg_1", "KEY", "k")]),
+        });
+        let container = Container::of(&server, folder.path());
+        assert!(container.start(&["sh"]).is_ok());
+        assert_eq!(server.requests().len(), 3);
+    }
+
+    #[test]
+    fn a_server_that_stays_away_is_waited_for_as_long_as_the_budget_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(|_| Reply::Close);
+        let mut container = Container::of(&server, folder.path());
+        container.settings["port"] = json!(unused_port());
+        container.settings["waitSeconds"] = json!(1);
+        let begin = Instant::now();
+        let refused = container.refusal(&["sh"]);
+        assert!(
+            matches!(
+                refused,
+                StartError::TimedOut {
+                    wait_seconds: 1,
+                    ..
+                }
+            ),
+            "{refused}"
+        );
+        assert!(begin.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_server_of_another_authority_or_name_is_not_asked_and_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(|_| values_of(&[]));
+        let other = Server::start(|_| values_of(&[]));
+        let mut container = Container::of(&server, folder.path());
+        container.settings["ca"] = json!(STANDARD.encode(other.authority()));
+        assert!(matches!(
+            container.refusal(&["sh"]),
+            StartError::Distrust(_)
+        ));
+        let mut container = Container::of(&server, folder.path());
+        container.settings["server"] = json!("localhost.other");
+        assert!(matches!(
+            container.refusal(&["sh"]),
+            StartError::Distrust(_)
+        ));
+        assert_eq!(server.requests().len(), 0);
+        assert_eq!(container.server.connections(), 2);
+    }
+
+    #[test]
+    fn a_token_that_is_renewed_after_a_refusal_is_tried_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let token = folder.path().join("token");
+        let server = Server::start(move |request| {
+            if request.header("authorization") == Some("Bearer renewed") {
+                return values_of(&[]);
+            }
+            std::fs::write(&token, "renewed").unwrap();
+            error(401, "UNAUTHORIZED", "the token has ended")
+        });
+        let container = Container::of(&server, folder.path());
+        assert!(container.start(&["sh"]).is_ok());
+        assert_eq!(server.requests().len(), 2);
+    }
+
+    #[test]
+    fn a_token_that_stays_refused_ends_the_start_after_one_more_try() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(|_| error(401, "UNAUTHORIZED", "no"));
+        let container = Container::of(&server, folder.path());
+        assert!(matches!(container.refusal(&["sh"]), StartError::Refused(_)));
+        assert_eq!(server.requests().len(), 2);
+    }
+
+    #[test]
+    fn a_container_that_was_not_prepared_is_told_so() {
+        let entries = [("PATH".into(), "/bin".into())];
+        let refused = start(entries.into_iter(), &["sh".into()]).unwrap_err();
+        assert!(
+            refused.to_string().contains("BAREKEY_AGENT_SETTINGS"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn a_missing_token_is_named_with_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(|_| values_of(&[]));
+        let container = Container::of(&server, folder.path());
+        std::fs::remove_file(container.folder.join("token")).unwrap();
+        let refused = container.refusal(&["sh"]);
+        assert!(refused.to_string().contains("/token"), "{refused}");
+        assert_eq!(server.requests().len(), 0);
+    }
 }
