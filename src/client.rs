@@ -783,7 +783,10 @@ mod tests {
     fn a_plain_server_is_spoken_to_when_the_url_says_http() {
         let server = Server::start_plain(|_| no_projects());
         let url = format!("http://localhost:{}/base", server.port());
-        let client = client_at(Endpoint::parse_url(&url).unwrap(), &Trust::Authority(Vec::new()));
+        let client = client_at(
+            Endpoint::parse_url(&url).unwrap(),
+            &Trust::Authority(Vec::new()),
+        );
         assert!(list_projects(&client).is_ok());
         assert!(
             server.requests()[0]
@@ -829,7 +832,10 @@ mod tests {
     fn tries_end_with_patience() {
         let port = unused_port();
         let url = format!("http://127.0.0.1:{port}");
-        let client = client_at(Endpoint::parse_url(&url).unwrap(), &Trust::Authority(Vec::new()));
+        let client = client_at(
+            Endpoint::parse_url(&url).unwrap(),
+            &Trust::Authority(Vec::new()),
+        );
         let refused = list_projects(&client).unwrap_err();
         assert!(
             matches!(refused, ClientError::Unreachable { .. }),
