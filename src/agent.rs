@@ -8,6 +8,7 @@
 //! |---|---|
 //! | 127 | the program is not there |
 //! | 126 | the program may not be executed, or is none |
+//! | 128 + n | it was told to stop, by signal n, while it waited |
 //! | 1 | anything else, such as a server that does not answer in time or a refusal |
 //!
 //! `barekey install DEST` copies the agent itself to `DEST`, for the init container that carries it into a pod.
@@ -22,7 +23,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::process::ExitCode;
 
-use process::{BecomeError, LookupError};
+use process::BecomeError;
 pub use start::{StartError, start};
 
 /// Where the kubelet looks for a container's last words.
@@ -51,12 +52,12 @@ enum AgentError {
 
 impl AgentError {
     fn exit_code(&self) -> u8 {
-        let lookup = match self {
-            Self::Start(StartError::Lookup(error)) => Some(error),
-            Self::Become(error) => return error.exit_code(),
-            _ => None,
-        };
-        lookup.map_or(1, LookupError::exit_code)
+        match self {
+            Self::Start(StartError::Lookup(error)) => error.exit_code(),
+            Self::Start(StartError::Stopped { number }) => number.saturating_add(128),
+            Self::Become(error) => error.exit_code(),
+            _ => 1,
+        }
     }
 }
 

@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::process::{self, LookupError};
 use crate::client::{
@@ -55,6 +59,12 @@ pub enum StartError {
     /// Nothing can be waited for.
     #[error("cannot wait for the network")]
     Runtime(#[source] std::io::Error),
+    /// The container was told to stop before its program began.
+    #[error("told to stop (signal {number}) while waiting for the variables")]
+    Stopped {
+        /// The signal's number.
+        number: u8,
+    },
     /// The server showed a certificate of another authority or another name.
     #[error(
         "the server is not the one that this pod was told to trust; if the server was installed anew, delete the pod so that it is prepared again"
@@ -97,10 +107,10 @@ pub fn start(
         .enable_time()
         .build()
         .map_err(StartError::Runtime)?;
-    let answer = runtime.block_on(client.pod_values());
+    let answer = runtime.block_on(unless_stopped(client.pod_values()));
     // A name service that does not answer is not waited for.
     runtime.shutdown_background();
-    let answer = answer.map_err(|error| told(error, &settings))?;
+    let answer = answer?.map_err(|error| told(error, &settings))?;
 
     let command: Vec<Vec<u8>> = command
         .iter()
@@ -165,6 +175,32 @@ fn client(settings: &AgentSettings) -> Result<Client, StartError> {
         },
         USER_AGENT,
     )?)
+}
+
+/// Waits for `work`, or for a signal that asks the container to stop.
+///
+/// The kernel keeps such signals from a PID 1 that does not ask for them, so that without this a pod which is deleted while
+/// it waits would be killed only at the end of its grace period.
+async fn unless_stopped<T>(work: impl Future<Output = T>) -> Result<T, StartError> {
+    let mut signals = Vec::new();
+    for kind in [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::quit(),
+    ] {
+        signals.push((kind, signal(kind).map_err(StartError::Runtime)?));
+    }
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        for (kind, signal) in &mut signals {
+            if signal.poll_recv(context).is_ready() {
+                let number = u8::try_from(kind.as_raw_value()).unwrap_or_default();
+                return Poll::Ready(Err(StartError::Stopped { number }));
+            }
+        }
+        work.as_mut().poll(context).map(Ok)
+    })
+    .await
 }
 
 /// Tells a refusal, which waiting does not change, from a server that was waited for in vain.
@@ -443,5 +479,45 @@ mod tests {
         let refused = container.refusal(&["sh"]);
         assert!(refused.to_string().contains("/token"), "{refused}");
         assert_eq!(server.requests().len(), 0);
+    }
+
+    /// Where the test below tells its child which port to wait on.
+    const STOPPED_AT_PORT: &str = "BAREKEY_TEST_STOPPED_AT_PORT";
+
+    #[test]
+    fn a_start_that_waits_ends_when_it_is_told_to_stop() {
+        // In a process of its own, since a signal reaches all tests of this one.
+        if let Ok(port) = std::env::var(STOPPED_AT_PORT) {
+            let folder = tempfile::tempdir().unwrap();
+            let server = Server::start(|_| Reply::Close);
+            let mut container = Container::of(&server, folder.path());
+            container.settings["port"] = json!(port.parse::<u16>().unwrap());
+            let refused = container.refusal(&["sh"]);
+            assert!(
+                matches!(refused, StartError::Stopped { number: 15 }),
+                "{refused}"
+            );
+            return;
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let name = "agent::start::tests::a_start_that_waits_ends_when_it_is_told_to_stop";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(STOPPED_AT_PORT, port.to_string())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // The child waits for a handshake that never comes.
+        let connection = listener.accept().unwrap();
+        let begin = Instant::now();
+        rustix::process::kill_process(
+            rustix::process::Pid::from_child(&child),
+            rustix::process::Signal::TERM,
+        )
+        .unwrap();
+        assert!(child.wait().unwrap().success());
+        assert!(begin.elapsed() < Duration::from_secs(3));
+        drop(connection);
     }
 }
