@@ -5,6 +5,8 @@
 //! allowance back from the API server; the agent reads both from its environment. Old pods restart old agents, so both
 //! carry their version `v` and have frozen vectors.
 
+pub mod expansion;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
