@@ -57,6 +57,11 @@ number), so that one look at all of them as a text comes first.
 (has(object.metadata.annotations) && '%s'.format([object.metadata.annotations]).contains('barekey.dev/') && object.metadata.annotations.exists(key, key.startsWith('barekey.dev/')))
 {{- end }}
 
+{{/* CEL: whether a pod asks for injection, if only by a misspelt key; what the webhook writes asks for nothing. */}}
+{{- define "barekey.cel.asks" -}}
+(has(object.metadata.annotations) && '%s'.format([object.metadata.annotations]).contains('barekey.dev/') && object.metadata.annotations.exists(key, key.startsWith('barekey.dev/') && !key.startsWith('barekey.dev/injected') && key != 'barekey.dev/confirm-delete'))
+{{- end }}
+
 {{/* CEL: whether a container of the field `.` has an entry that only the webhook writes. */}}
 {{- define "barekey.cel.ourEntry" -}}
 (has(object.spec.{{ . }}) && object.spec.{{ . }} != null && object.spec.{{ . }}.exists(container, has(container.env) && container.env.exists(entry, entry.name == 'BAREKEY_ALLOWANCE' || entry.name.startsWith('BAREKEY_AGENT_'))))
