@@ -18,6 +18,7 @@ CLIPPY := cargo clippy --quiet --locked
 PROGRAMS = PATH="$$($(NODE) build | head -n 1):$$PATH"
 
 demo: images
+	cargo build --locked --release --no-default-features --features server,cli --bin barekey
 	exec $(NODE) run tests/cluster/demo
 
 test: lint images

@@ -2,7 +2,7 @@
 # What the node is made of and what outlives it: Debian's packages, the programs of go.mod, and
 # the images that no registry can give here. Read by `node`.
 
-PACKAGES=(runc iptables iproute2 util-linux procps busybox-static buildah openssl postgresql)
+PACKAGES=(runc iptables iproute2 util-linux procps busybox-static buildah openssl postgresql curl jq)
 
 # pinned MODULE: its version in go.mod.
 pinned() { awk -v module="$1" '$1 == module && $2 ~ /^v/ { print $2; exit }' "$HERE/go.mod"; }
