@@ -273,11 +273,17 @@ impl Installation {
     #[track_caller]
     pub(crate) fn ca(&self) -> String {
         eventually("the CA in the webhook configuration", || {
-            let found =
-                get(["mutatingwebhookconfiguration/barekey"]).ok_or("there is no configuration")?;
-            let bundle = found["webhooks"][0]["clientConfig"]["caBundle"]
-                .as_str()
-                .unwrap_or_default();
+            let all = get(["mutatingwebhookconfigurations"]).ok_or("there is none")?;
+            let mut all = all["items"].as_array().into_iter().flatten();
+            let ours = all.find(|found| {
+                found["metadata"]["name"]
+                    .as_str()
+                    .is_some_and(|name| name.ends_with("barekey"))
+            });
+            let bundle =
+                ours.ok_or("none of them is ours")?["webhooks"][0]["clientConfig"]["caBundle"]
+                    .as_str()
+                    .unwrap_or_default();
             let bytes = STANDARD.decode(bundle).map_err(|error| error.to_string())?;
             if bytes.is_empty() {
                 Err("it is empty".to_owned())
