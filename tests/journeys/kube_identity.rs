@@ -8,7 +8,7 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Installation, Journey, Namespace, Place, Response, eventually, get, random_text,
+    Installation, Journey, Namespace, Place, Response, eventually, kubectl, random_text,
 };
 
 pub(crate) fn journeys() -> Vec<Journey> {
@@ -141,8 +141,9 @@ fn a_token_proves_one_pod(namespace: &Namespace) {
 fn signed_tokens(namespace: &Namespace) {
     let installation = Installation::shared();
     injected_pod(namespace, installation);
-    let discovery = get(["--raw", "/.well-known/openid-configuration"]);
-    let issuer = discovery.map(|mut found| found["issuer"].take()).expect("an issuer");
+    let discovery = kubectl(["get", "--raw", "/.well-known/openid-configuration"]).succeed();
+    let discovery: Value = serde_json::from_str(&discovery).expect("kubectl prints JSON");
+    let issuer = &discovery["issuer"];
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .expect("after 1970")
@@ -159,8 +160,8 @@ fn signed_tokens(namespace: &Namespace) {
         })
     };
     // The same, in time: so it is the end that is refused below.
-    ask(installation, &sign(&claims(&issuer, now + 600))).ok();
-    refused_for(&ask(installation, &sign(&claims(&issuer, now - 600))), "expired");
+    ask(installation, &sign(&claims(issuer, now + 600))).ok();
+    refused_for(&ask(installation, &sign(&claims(issuer, now - 600))), "expired");
     let elsewhere = json!("https://kubernetes.example.org");
     refused_for(&ask(installation, &sign(&claims(&elsewhere, now + 600))), "issued");
 }
