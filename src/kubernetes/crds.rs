@@ -40,36 +40,26 @@ pub fn crds() -> Result<Vec<(String, String)>, CrdsError> {
         .collect()
 }
 
-/// The chart's template: every definition, kept when the release goes, unless `crds.install` is false.
+/// The chart's template: every definition that is the release's to bring (`barekey.crds.ours` in the chart's helpers), kept
+/// when the release goes.
 ///
 /// # Errors
 /// [`CrdsError`] when the YAML writer refuses a definition.
 pub fn chart_crds() -> Result<String, CrdsError> {
-    let mut text = format!("{HEADER}{{{{- if .Values.crds.install }}}}\n");
+    let mut text = HEADER.to_owned();
     for mut definition in definitions() {
-        definition
-            .metadata
+        let metadata = &mut definition.metadata;
+        metadata
             .annotations
             .get_or_insert_default()
             .insert("helm.sh/resource-policy".to_owned(), "keep".to_owned());
-        text.push_str("---\n");
-        text.push_str(&yaml(&definition)?);
+        let name = metadata.name.clone().unwrap_or_default();
+        text.push_str(&format!(
+            "{{{{- if include \"barekey.crds.ours\" (list $ \"{name}\") }}}}\n---\n{}{{{{- end }}}}\n",
+            yaml(&definition)?
+        ));
     }
-    text.push_str("{{- end }}\n");
     Ok(text)
-}
-
-/// Every generated file: its path from the repository's root, and its text. What is there must be this, byte for byte.
-///
-/// # Errors
-/// [`CrdsError`] when the YAML writer refuses a definition.
-pub fn generated() -> Result<Vec<(String, String)>, CrdsError> {
-    let mut files: Vec<_> = crds()?
-        .into_iter()
-        .map(|(name, text)| (format!("{FOLDER}/{name}"), text))
-        .collect();
-    files.push((CHART_TEMPLATE.to_owned(), chart_crds()?));
-    Ok(files)
 }
 
 fn yaml(definition: &CustomResourceDefinition) -> Result<String, CrdsError> {
@@ -192,14 +182,13 @@ mod tests {
         assert_eq!(text.matches("helm.sh/resource-policy: keep").count(), 2);
         assert_eq!(
             text.matches("{{").count(),
-            2,
+            4,
             "no description is a template"
         );
-        assert!(
-            text.lines()
-                .nth(1)
-                .unwrap()
-                .starts_with("{{- if .Values.crds.install }}")
-        );
+        for name in ["barekeyprojects", "barekeystages"] {
+            let condition =
+                format!("include \"barekey.crds.ours\" (list $ \"{name}.barekey.dev\")");
+            assert_eq!(text.matches(&condition).count(), 1);
+        }
     }
 }

@@ -83,7 +83,6 @@ struct Seen {
 /// The audit heads as last read and as last published.
 #[derive(Default)]
 struct Heads {
-    logged: Vec<AuditHead>,
     text: Option<String>,
     read_at: Option<Instant>,
 }
@@ -215,21 +214,7 @@ impl Candidate {
                 return None;
             }
         };
-        for head in heads
-            .iter()
-            .filter(|head| !self.heads.logged.contains(head))
-        {
-            tracing::info!(
-                chain = head.chain,
-                epoch = head.epoch,
-                sequence = head.sequence,
-                mac = head.mac,
-                "audit head"
-            );
-        }
-        let text = heads_text(&heads);
-        self.heads.logged = heads;
-        text.filter(|text| self.heads.text.as_ref() != Some(text))
+        heads_text(&heads).filter(|text| self.heads.text.as_ref() != Some(text))
     }
 
     async fn read(&self) -> Result<Lease, LeaseError> {

@@ -159,3 +159,55 @@ async fn addresses(server: &str, port: u16) -> std::io::Result<Vec<String>> {
         .map(|address| address.to_string())
         .collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn stage(over: &[(&str, Value)]) -> DeclaredStage {
+        let mut stage = json!({
+            "apiVersion": "barekey.dev/v1alpha1",
+            "kind": "BarekeyStage",
+            "metadata": {"name": "production", "namespace": "shop"},
+            "spec": {"project": "shop", "access": [{"serviceAccounts": ["api"], "variables": ["DB_*"]}]},
+            "status": {"id": "stg_1", "revision": 3, "conditions": [condition("True", "Ready")]},
+        });
+        for (pointer, value) in over {
+            *stage.pointer_mut(pointer).expect("the field is there") = value.clone();
+        }
+        declared(&serde_json::from_value(stage).expect("it is a stage"))
+    }
+
+    fn condition(status: &str, reason: &str) -> Value {
+        json!({"type": "Ready", "status": status, "reason": reason, "message": "do this",
+            "lastTransitionTime": "2026-11-22T00:00:00Z"})
+    }
+
+    #[test]
+    fn a_ready_stage_has_its_id_its_revision_and_its_access() {
+        let stage = stage(&[]);
+        assert_eq!(stage.id.unwrap().as_str(), "stg_1");
+        assert_eq!((stage.revision, stage.not_ready), (3, None));
+        assert_eq!(stage.access[0].namespace.as_str(), "shop");
+    }
+
+    #[test]
+    fn a_stage_says_why_it_is_not_ready() {
+        let conditions = json!([condition("False", "NotOwned")]);
+        let refused = stage(&[("/status/conditions", conditions)]);
+        assert_eq!(refused.not_ready.as_deref(), Some("NotOwned: do this"));
+        let unseen = stage(&[("/status", json!(null))]);
+        assert!(unseen.not_ready.is_some());
+        assert_eq!(unseen.id, None);
+    }
+
+    #[test]
+    fn a_stage_that_is_going_and_access_that_is_none_grant_nothing() {
+        let metadata = json!({"name": "production", "namespace": "shop",
+            "deletionTimestamp": "2026-11-22T00:00:00Z"});
+        assert!(stage(&[("/metadata", metadata)]).access.is_empty());
+        let access = json!([{"serviceAccounts": ["api"]}, {"serviceAccounts": ["Not A Name"]}]);
+        assert!(stage(&[("/spec/access", access)]).access.is_empty());
+    }
+}

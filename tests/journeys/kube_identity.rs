@@ -1,0 +1,224 @@
+//! Who may read what a stage holds: living pods that were injected, with a token of their own, as long as they have access.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rustls::SignatureScheme;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Installation, Journey, Namespace, Place, Response, eventually, kubectl, random_text,
+};
+
+pub(crate) fn journeys() -> Vec<Journey> {
+    vec![
+        Journey::shared("a_token_proves_one_living_pod", a_token_proves_one_pod),
+        Journey::shared(
+            "a_token_that_was_signed_too_early_or_elsewhere_proves_nothing",
+            signed_tokens,
+        )
+        .inside(),
+        Journey::shared("access_ends_with_what_declared_it", access_ends),
+    ]
+}
+
+/// A stage that the service account `api` may read, with one variable, and an injected pod `web` that runs as it.
+fn injected_pod(namespace: &Namespace, installation: &Installation) {
+    let organization = installation.organization(namespace);
+    for (kind, name, spec) in [
+        (
+            "BarekeyProject",
+            "backend",
+            json!({"organization": organization.slug}),
+        ),
+        (
+            "BarekeyStage",
+            "staging",
+            json!({"project": "backend", "access": [{"serviceAccounts": ["api"]}]}),
+        ),
+    ] {
+        let resource = json!({
+            "apiVersion": "barekey.dev/v1alpha1", "kind": kind,
+            "metadata": {"name": name}, "spec": spec,
+        });
+        namespace.apply(resource.to_string());
+    }
+    namespace.wait_ready("bks/staging");
+    installation
+        .api()
+        .set(&organization, "backend", "staging", "URL", &random_text("value"));
+    namespace.make_service_account("api");
+    namespace.apply(pod("web", &json!({"barekey.dev/stage": "staging"})));
+    namespace.wait_pod("web");
+}
+
+fn pod(name: &str, annotations: &Value) -> String {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "annotations": annotations},
+        "spec": {
+            "serviceAccountName": "api",
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{
+                "name": "app", "image": "docker.io/library/busybox:stable",
+                "command": ["sleep"], "args": ["infinity"],
+            }],
+        },
+    })
+    .to_string()
+}
+
+fn audience() -> String {
+    format!("barekey.{}.svc", Installation::shared().namespace())
+}
+
+fn uid(namespace: &Namespace, resource: &str) -> String {
+    let found = namespace.get(resource).expect("is there");
+    found["metadata"]["uid"].as_str().expect("a UID").to_owned()
+}
+
+/// A token of the service account `api`, bound to a pod.
+fn bound_token(namespace: &Namespace, pod: &str, audience: &str) -> String {
+    let uid = uid(namespace, &format!("pod/{pod}"));
+    let token = namespace
+        .kubectl(["create", "token", "api", "--audience", audience])
+        .args(["--bound-object-kind", "Pod"])
+        .args(["--bound-object-name", pod])
+        .args(["--bound-object-uid", &uid])
+        .secret()
+        .succeed();
+    token.trim().to_owned()
+}
+
+fn ask(installation: &Installation, token: &str) -> Response {
+    installation
+        .api()
+        .post("/v1/pod/values")
+        .bearer(token)
+        .json(&json!({"v": 1}))
+        .send()
+}
+
+fn refused_for(answer: &Response, word: &str) {
+    answer.refused(401, "UNAUTHORIZED");
+    assert!(answer.text().contains(word), "{}", answer.text());
+}
+
+fn a_token_proves_one_pod(namespace: &Namespace) {
+    let installation = Installation::shared();
+    injected_pod(namespace, installation);
+    let token = bound_token(namespace, "web", &audience());
+    let values = ask(installation, &token).ok();
+    assert_eq!(values["values"].as_array().map(Vec::len), Some(1));
+    assert_eq!(values["values"][0]["name"], "URL");
+
+    let other = bound_token(namespace, "web", "https://kubernetes.default.svc");
+    refused_for(&ask(installation, &other), "audience");
+    let unbound = namespace.make_token("api", &audience());
+    refused_for(&ask(installation, &unbound), "not bound to a pod");
+    for malformed in ["a.b.c", "eyJhbGciOiJub25lIn0.e30."] {
+        ask(installation, malformed).refused(401, "UNAUTHORIZED");
+    }
+
+    // A pod of the same account that was never injected.
+    namespace.apply(pod("plain", &json!({})));
+    namespace.wait_pod("plain");
+    let plain = bound_token(namespace, "plain", &audience());
+    let answer = ask(installation, &plain);
+    answer.refused(403, "FORBIDDEN");
+    namespace.wait_event(&["Pod/plain", "AccessRefused", "BAREKEY_ALLOWANCE"]);
+
+    // The API server remembers a good token for a few seconds; the pod itself is looked at each time.
+    namespace.delete_pod_now("web");
+    ask(installation, &token).refused(401, "UNAUTHORIZED");
+    // Nor does a new pod of the name inherit it.
+    namespace.apply(pod("web", &json!({"barekey.dev/stage": "staging"})));
+    namespace.wait_pod("web");
+    ask(installation, &token).refused(401, "UNAUTHORIZED");
+}
+
+fn signed_tokens(namespace: &Namespace) {
+    let installation = Installation::shared();
+    injected_pod(namespace, installation);
+    let discovery = kubectl(["get", "--raw", "/.well-known/openid-configuration"]).succeed();
+    let discovery: Value = serde_json::from_str(&discovery).expect("kubectl prints JSON");
+    let issuer = &discovery["issuer"];
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("after 1970")
+        .as_secs();
+    let claims = |issuer: &Value, end: u64| {
+        json!({
+            "iss": issuer, "aud": [audience()], "exp": end, "iat": now - 7200, "nbf": now - 7200,
+            "sub": format!("system:serviceaccount:{}:api", namespace.name()),
+            "kubernetes.io": {
+                "namespace": namespace.name(),
+                "serviceaccount": {"name": "api", "uid": uid(namespace, "serviceaccount/api")},
+                "pod": {"name": "web", "uid": uid(namespace, "pod/web")},
+            },
+        })
+    };
+    // The same, in time: so it is the end that is refused below.
+    ask(installation, &sign(&claims(issuer, now + 600))).ok();
+    refused_for(&ask(installation, &sign(&claims(issuer, now - 600))), "expired");
+    let elsewhere = json!("https://kubernetes.example.org");
+    refused_for(&ask(installation, &sign(&claims(&elsewhere, now + 600))), "issued");
+}
+
+/// A token with the key that the cluster signs tokens of service accounts with.
+fn sign(claims: &Value) -> String {
+    let file = Place::inside().join("pki/sa.key");
+    let key = PrivateKeyDer::from_pem_file(&file).expect("the cluster's key");
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).expect("an RSA key");
+    let signer = key
+        .choose_scheme(&[SignatureScheme::RSA_PKCS1_SHA256])
+        .expect("an RSA key");
+    let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    // Without a key id the API server tries every key that it has.
+    let header = encode(br#"{"alg":"RS256"}"#);
+    let signed = format!("{header}.{}", encode(claims.to_string().as_bytes()));
+    let signature = signer.sign(signed.as_bytes()).expect("signs");
+    format!("{signed}.{}", encode(&signature))
+}
+
+fn access_ends(namespace: &Namespace) {
+    let installation = Installation::shared();
+    injected_pod(namespace, installation);
+    let token = bound_token(namespace, "web", &audience());
+    let reads = |wanted: u16| {
+        eventually(&format!("the answer {wanted}"), || {
+            let answer = ask(installation, &token);
+            if answer.status == wanted {
+                Ok(answer)
+            } else {
+                Err(format!("status {}", answer.status))
+            }
+        })
+    };
+    let access = |accounts: &Value| {
+        let patch = json!({"spec": {"access": accounts}}).to_string();
+        namespace
+            .kubectl(["patch", "bks/staging", "--type=merge", "--patch", &patch])
+            .succeed();
+    };
+    let all = json!([{"serviceAccounts": ["api"]}]);
+    reads(200);
+    access(&json!([{"serviceAccounts": ["other"]}]));
+    reads(403).refused(403, "FORBIDDEN");
+    namespace.wait_event(&["Pod/web", "AccessRefused", "spec.access"]);
+    access(&all);
+    reads(200);
+
+    // A resource without a finalizer that is deleted; what it granted ends, and what it held does not.
+    let stage = namespace.get("bks/staging").expect("is there");
+    assert_eq!(stage["metadata"]["finalizers"], Value::Null);
+    namespace.delete("bks/staging");
+    reads(403);
+    let again = json!({
+        "apiVersion": "barekey.dev/v1alpha1", "kind": "BarekeyStage",
+        "metadata": {"name": "staging"}, "spec": stage["spec"],
+    });
+    namespace.apply(again.to_string());
+    reads(200);
+}
