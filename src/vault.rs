@@ -5,16 +5,32 @@
 
 pub mod audit;
 pub mod authority;
+mod cache;
 pub mod credentials;
 pub mod declarations;
 pub mod organizations;
 pub mod pods;
 pub mod projects;
+mod records;
 pub mod variables;
+mod writer;
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use crate::crypto::keys::MasterKey;
+use crate::crypto::envelope::SealError;
+use crate::crypto::keys::{AuditKey, MasterKey, TokenKey};
+use crate::domain::access::Actor;
+use crate::domain::audit::{Action, AuditEvent, Origin, Outcome, Source};
+use crate::storage::{self, Connection, Database, Risk, sealed_keys::SealedKeyRow};
+use cache::Cache;
+use records::Chain;
+use writer::{Change, Queue, Recording, Relied, Verdict, Work};
+
+/// How often attempts without a known caller are written down.
+const UNKNOWN_CALLERS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Reads the time: milliseconds since 1970. Passed in, so that tests have a clock of their own.
 pub trait Clock: Send + Sync {
@@ -61,19 +77,76 @@ pub struct Unavailable {
 pub struct Vault(Arc<Inner>);
 
 struct Inner {
-    #[allow(dead_code)]
-    settings: VaultSettings,
-    #[allow(dead_code)]
+    core: Arc<Core>,
+    queue: Queue,
+    pod_identity: Option<Arc<dyn pods::PodIdentity>>,
+    unknown_callers: AtomicU64,
+}
+
+/// What the vault and its writer share.
+pub(crate) struct Core {
+    database: Database,
+    master_key: MasterKey,
+    audit_key: AuditKey,
+    token_key: TokenKey,
     clock: Arc<dyn Clock>,
+    cache: Cache,
+    epoch: i64,
+    value_bytes_max: usize,
 }
 
 /// Why a vault did not open.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenVaultError {
-    /// (The variants are the vault's own: wrong master key naming both ids, lock held by another process, newer schema,
-    /// refused database setting, database error.)
-    #[error("{0}")]
-    Placeholder(String),
+    /// The database was sealed under another master key.
+    #[error(
+        "the master key is the wrong one: this database was sealed under the key {stored}, and the key given is {given}; start with the key {stored}"
+    )]
+    WrongMasterKey {
+        /// The id of the key that is needed.
+        stored: String,
+        /// The id of the key that was given.
+        given: String,
+    },
+    /// A key in the database does not open although its master key is the right one.
+    #[error(
+        "the sealed key {name:?} in the database does not open: its row was altered; restore the database from a backup"
+    )]
+    AlteredKey {
+        /// Which one.
+        name: &'static str,
+    },
+    /// Another process has the database file open.
+    #[error(
+        "the database {path} is in use by another process ({holder}): stop that process, or give this one a database of its own"
+    )]
+    InUse {
+        /// The database file.
+        path: PathBuf,
+        /// What is known of the other process.
+        holder: String,
+    },
+    /// The database cannot be used as it is; the text says what to do.
+    #[error("the database cannot be opened")]
+    Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The system gives no random bytes.
+    #[error("no keys can be made")]
+    Random(#[source] SealError),
+}
+
+impl From<storage::OpenError> for OpenVaultError {
+    fn from(error: storage::OpenError) -> Self {
+        match error {
+            storage::OpenError::Locked { path, holder } => Self::InUse { path, holder },
+            other => Self::Database(Box::new(other)),
+        }
+    }
+}
+
+impl From<storage::Error> for OpenVaultError {
+    fn from(error: storage::Error) -> Self {
+        Self::Database(Box::new(error))
+    }
 }
 
 impl Vault {
@@ -85,19 +158,207 @@ impl Vault {
         settings: VaultSettings,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, OpenVaultError> {
-        Ok(Self(Arc::new(Inner { settings, clock })))
+        let accepted: Vec<Risk> = settings
+            .accepted_risks
+            .iter()
+            .map(|risk| match risk {
+                AcceptedRisk::SynchronousCommitOff => Risk::SynchronousCommitOff,
+                AcceptedRisk::FsyncOff => Risk::FsyncOff,
+                AcceptedRisk::SslMode => Risk::SslMode,
+            })
+            .collect();
+        let database = Database::open(&settings.database, &accepted).await?;
+        let mut db = database.writer().await?;
+        db.begin().await?;
+        let prepared = prepare(&mut db, &settings.master_key, clock.now_ms()).await;
+        let (audit_key, token_key, epoch) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                db.roll_back().await?;
+                database.close().await;
+                return Err(error);
+            }
+        };
+        db.commit().await?;
+        db.close().await?;
+        let core = Arc::new(Core {
+            database,
+            master_key: settings.master_key,
+            audit_key,
+            token_key,
+            clock,
+            cache: Cache::default(),
+            epoch,
+            value_bytes_max: settings.value_bytes_max,
+        });
+        let inner = Arc::new(Inner {
+            queue: Queue::start(Arc::clone(&core)),
+            core,
+            pod_identity: settings.pod_identity,
+            unknown_callers: AtomicU64::new(0),
+        });
+        let weak = Arc::downgrade(&inner);
+        tokio::spawn(async move {
+            let mut minute = tokio::time::interval(UNKNOWN_CALLERS_INTERVAL);
+            minute.tick().await;
+            loop {
+                minute.tick().await;
+                let Some(inner) = weak.upgrade() else {
+                    return;
+                };
+                Self(inner).record_unknown_callers().await;
+            }
+        });
+        Ok(Self(inner))
     }
 
     /// Writes what is still queued and closes the database.
-    pub async fn close(&self) {}
+    pub async fn close(&self) {
+        self.record_unknown_callers().await;
+        self.0.queue.close().await;
+        self.core().database.close().await;
+    }
 
     /// Whether the database answers and can be written.
+    ///
+    /// # Errors
+    /// [`Unavailable`] with what the driver says.
     pub async fn check(&self) -> Result<(), Unavailable> {
-        todo!()
+        self.0.queue.change(Check).await
     }
 
     /// The longest value that is accepted, in bytes.
     pub fn value_bytes_max(&self) -> usize {
-        self.0.settings.value_bytes_max
+        self.core().value_bytes_max
+    }
+
+    fn core(&self) -> &Core {
+        &self.0.core
+    }
+
+    /// A connection for reading.
+    async fn reader(&self) -> Result<Connection, Unavailable> {
+        Ok(self.core().database.reader().await?)
+    }
+
+    async fn record_unknown_callers(&self) {
+        let count = self.0.unknown_callers.swap(0, Ordering::Relaxed);
+        if count == 0 {
+            return;
+        }
+        let event = AuditEvent {
+            action: Action::UnknownCallers,
+            actor: Actor {
+                kind: "nobody",
+                id: String::new(),
+                name: String::new(),
+            },
+            project: None,
+            stage: None,
+            names: Vec::new(),
+            origin: Origin {
+                source: Source::Api,
+                ip: String::new(),
+                user_agent: String::new(),
+                request_id: String::new(),
+            },
+            outcome: Outcome::Refused,
+            detail: format!("count={count}"),
+        };
+        let recording = Recording {
+            events: vec![(Chain::Installation, event)],
+            relied: Relied::default(),
+            used: None,
+            usage: None,
+        };
+        if self.0.queue.record(recording).await.is_err() {
+            // Counted again in the next minute; the writer has said why.
+            self.0.unknown_callers.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Writes the smallest thing that shows whether the database takes writes.
+struct Check;
+
+impl Change for Check {
+    type Answer = ();
+
+    fn chain(&self) -> Chain {
+        Chain::Installation
+    }
+
+    async fn run(&self, work: &mut Work) -> Result<Verdict<()>, storage::Error> {
+        storage::organizations::touch_installation(&mut work.db, work.now_ms).await?;
+        Ok(Verdict::Keep(()))
+    }
+}
+
+/// Makes what a new database needs, and opens its keys.
+async fn prepare(
+    db: &mut Connection,
+    master_key: &MasterKey,
+    now_ms: i64,
+) -> Result<(AuditKey, TokenKey, i64), OpenVaultError> {
+    storage::organizations::insert_installation(db, now_ms).await?;
+    let given = master_key.derive_id();
+    let audit_key = AuditKey::make().map_err(OpenVaultError::Random)?;
+    let token_key = TokenKey::make().map_err(OpenVaultError::Random)?;
+    let sealed = [
+        ("audit", master_key.seal_audit_key(&audit_key)),
+        ("token", master_key.seal_token_key(&token_key)),
+    ];
+    for (name, envelope) in sealed {
+        let row = SealedKeyRow {
+            name: name.to_owned(),
+            kek_id: given.clone(),
+            envelope: envelope.map_err(OpenVaultError::Random)?,
+            public_text: None,
+        };
+        storage::sealed_keys::insert_first_sealed_key(db, &row, now_ms).await?;
+    }
+    let audit = stored_key(db, "audit", &given).await?;
+    let audit_key = master_key
+        .open_audit_key(&audit.kek_id, &audit.envelope)
+        .map_err(|_| OpenVaultError::AlteredKey { name: "audit" })?;
+    let token = stored_key(db, "token", &given).await?;
+    let token_key = master_key
+        .open_token_key(&token.kek_id, &token.envelope)
+        .map_err(|_| OpenVaultError::AlteredKey { name: "token" })?;
+    let epoch = storage::organizations::installation_epoch(db).await?;
+    Ok((audit_key, token_key, epoch))
+}
+
+/// The sealed key of that name which the given master key opens.
+async fn stored_key(
+    db: &mut Connection,
+    name: &'static str,
+    given: &str,
+) -> Result<SealedKeyRow, OpenVaultError> {
+    let rows = storage::sealed_keys::sealed_keys(db, name).await?;
+    let stored: Vec<String> = rows.iter().map(|row| row.kek_id.clone()).collect();
+    rows.into_iter()
+        .find(|row| row.kek_id == given)
+        .ok_or_else(|| OpenVaultError::WrongMasterKey {
+            stored: stored.join(" or "),
+            given: given.to_owned(),
+        })
+}
+
+/// A new id: its kind, and 128 bits of which the first are the time, so that ids sort by age.
+fn make_id<T>(kind: &str) -> Result<T, storage::Error>
+where
+    T: std::str::FromStr<Err = crate::domain::names::NameError>,
+{
+    let text = format!("{kind}_{}", uuid::Uuid::now_v7().simple());
+    text.parse().map_err(|error| storage::Error::Unexpected {
+        what: format!("{error}"),
+    })
+}
+
+/// Random bytes were not to be had in the middle of a change.
+fn no_random(error: SealError) -> storage::Error {
+    storage::Error::Unexpected {
+        what: error.to_string(),
     }
 }

@@ -248,6 +248,9 @@ pub enum Refusal {
         "a pod's token is good for POST /v1/pod/values and GET /v1/cli/session alone; use an API token"
     )]
     PodElsewhere,
+    /// The credential was revoked or came to its end while it was used.
+    #[error("the credential was revoked or expired; use another token")]
+    CredentialEnded,
 }
 
 /// Proof that a caller may read values of one stage. Made by [`may_read`] alone.

@@ -50,6 +50,8 @@ pub enum Action {
     OrganizationCreated,
     /// A project was made, or adopted by a resource.
     ProjectCreated,
+    /// What people call a project was changed.
+    ProjectChanged,
     /// A project was deleted.
     ProjectDeleted,
     /// A stage was made.
@@ -80,9 +82,10 @@ pub enum Action {
 
 impl Action {
     /// Every action, in the order of the OpenAPI document.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::OrganizationCreated,
         Self::ProjectCreated,
+        Self::ProjectChanged,
         Self::ProjectDeleted,
         Self::StageCreated,
         Self::StageDeleted,
@@ -103,6 +106,7 @@ impl Action {
         match self {
             Self::OrganizationCreated => "organization.created",
             Self::ProjectCreated => "project.created",
+            Self::ProjectChanged => "project.changed",
             Self::ProjectDeleted => "project.deleted",
             Self::StageCreated => "stage.created",
             Self::StageDeleted => "stage.deleted",

@@ -1,5 +1,16 @@
 //! The audit trail: heads to publish, and the check of the chains.
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::declarations::access_text;
+use super::projects::stage_text;
+use super::records::{INSTALLATION_CHAIN, derive_mac};
 use super::{Unavailable, Vault};
+use crate::crypto::keys::{derive_digest_hex, derive_hex, same_mac};
+use crate::domain::audit::Action;
+use crate::domain::names::OrganizationId;
+use crate::storage;
+use crate::storage::Connection;
+use crate::storage::audit::{HeadRow, RecordRow};
 
 /// Where a chain ends now. Published outside the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,14 +34,355 @@ pub struct AuditReport {
     pub findings: Vec<String>,
 }
 
+/// How many records that do not verify are looked at for having changed places.
+const REORDERED_MAX: usize = 32;
+
 impl Vault {
     /// The heads of all chains.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when the database cannot be read.
     pub async fn audit_heads(&self) -> Result<Vec<AuditHead>, Unavailable> {
-        todo!()
+        let mut db = self.reader().await?;
+        let heads = storage::audit::heads(&mut db).await?;
+        Ok(heads
+            .into_iter()
+            .map(|head| AuditHead {
+                chain: head.chain,
+                epoch: head.epoch,
+                sequence: head.sequence,
+                mac: derive_hex(&head.mac),
+            })
+            .collect())
     }
+
     /// Reads every chain and compares it with `published` heads: altered, missing, reordered or cut-off records, and
-    /// envelopes that are not what their write record says.
-    pub async fn verify_audit(&self, _published: &[AuditHead]) -> Result<AuditReport, Unavailable> {
-        todo!()
+    /// envelopes, access entries, stages and tokens that are not what their newest record says.
+    ///
+    /// What is written while it reads is left for the next time.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when the database cannot be read; what is wrong in it is a finding and no error.
+    pub async fn verify_audit(&self, published: &[AuditHead]) -> Result<AuditReport, Unavailable> {
+        let mut db = self.reader().await?;
+        db.begin_snapshot().await?;
+        let report = self.verify_snapshot(&mut db, published).await;
+        db.roll_back().await?;
+        Ok(report?)
     }
+
+    async fn verify_snapshot(
+        &self,
+        db: &mut Connection,
+        published: &[AuditHead],
+    ) -> Result<AuditReport, storage::Error> {
+        let heads: BTreeMap<String, HeadRow> = storage::audit::heads(db)
+            .await?
+            .into_iter()
+            .map(|head| (head.chain.clone(), head))
+            .collect();
+        let mut chains: BTreeSet<String> = heads.keys().cloned().collect();
+        chains.extend(storage::audit::chains(db).await?);
+        chains.extend(published.iter().map(|head| head.chain.clone()));
+        let organizations = storage::organizations::organizations(db).await?;
+        chains.extend(
+            organizations
+                .iter()
+                .map(|organization| organization.id.to_string()),
+        );
+        let mut report = AuditReport {
+            records: 0,
+            findings: Vec::new(),
+        };
+        for chain in &chains {
+            let published: Vec<&AuditHead> = published
+                .iter()
+                .filter(|head| head.chain == *chain)
+                .collect();
+            let told = self
+                .verify_chain(db, chain, heads.get(chain), &published, &mut report)
+                .await?;
+            if chain == INSTALLATION_CHAIN {
+                continue;
+            }
+            match chain.parse::<OrganizationId>() {
+                Ok(organization) => {
+                    compare_rows(db, &organization, told, &mut report.findings).await?;
+                }
+                Err(_) => report
+                    .findings
+                    .push(format!("chain {chain:?}: no organization has such an id")),
+            }
+        }
+        Ok(report)
+    }
+
+    /// Reads one chain; what its records say of the organization's rows.
+    async fn verify_chain(
+        &self,
+        db: &mut Connection,
+        chain: &str,
+        head: Option<&HeadRow>,
+        published: &[&AuditHead],
+        report: &mut AuditReport,
+    ) -> Result<Told, storage::Error> {
+        let key = &self.core().audit_key;
+        let mut told = Told::default();
+        let mut sequence = 0;
+        let mut previous: Vec<u8> = Vec::new();
+        let mut refused: Vec<Unverified> = Vec::new();
+        let mut refused_count = 0_usize;
+        let mut after_gap = false;
+        loop {
+            let records = storage::audit::records_after(db, chain, sequence).await?;
+            if records.is_empty() {
+                break;
+            }
+            for record in records {
+                report.records += 1;
+                if record.sequence != sequence + 1 {
+                    report.findings.push(match record.sequence - sequence {
+                        2 => format!("chain {chain}: record {} is missing", sequence + 1),
+                        _ => format!(
+                            "chain {chain}: records {} to {} are missing",
+                            sequence + 1,
+                            record.sequence - 1
+                        ),
+                    });
+                    after_gap = true;
+                }
+                if !after_gap {
+                    let verified = same_mac(&derive_mac(key, &record, &previous), &record.mac);
+                    if !verified {
+                        refused_count += 1;
+                        if refused.len() < REORDERED_MAX {
+                            refused.push(Unverified {
+                                before: previous.clone(),
+                                record: record.clone(),
+                            });
+                        }
+                    }
+                }
+                // Behind a gap nothing is known of the MAC before; the record itself is the next one's.
+                after_gap = false;
+                for head in published {
+                    if head.sequence == record.sequence && head.mac != derive_hex(&record.mac) {
+                        report.findings.push(format!(
+                            "chain {chain}: record {} is not the one that was published",
+                            record.sequence
+                        ));
+                    }
+                }
+                told.take(&record);
+                sequence = record.sequence;
+                previous.clone_from(&record.mac);
+            }
+        }
+        for unverified in &refused {
+            let at = unverified.record.sequence;
+            report.findings.push(match original_place(key, &refused, unverified) {
+                Some(original) => format!(
+                    "chain {chain}: record {at} is out of order: it was written as record {original}"
+                ),
+                None => format!("chain {chain}: record {at} was altered"),
+            });
+        }
+        if refused_count > refused.len() {
+            report.findings.push(format!(
+                "chain {chain}: {} more records were altered",
+                refused_count - refused.len()
+            ));
+        }
+        match head {
+            Some(head) if head.sequence > sequence => report.findings.push(format!(
+                "chain {chain}: cut off after record {sequence}: its head is record {}",
+                head.sequence
+            )),
+            Some(head) if head.sequence < sequence => report.findings.push(format!(
+                "chain {chain}: its head says {} and there are records up to {sequence}",
+                head.sequence
+            )),
+            Some(head) if !same_mac(&head.mac, &previous) => report
+                .findings
+                .push(format!("chain {chain}: its head was altered")),
+            Some(_) => {}
+            None => report
+                .findings
+                .push(format!("chain {chain}: its head is missing")),
+        }
+        for head in published {
+            if head.sequence > sequence {
+                report.findings.push(format!(
+                    "chain {chain}: cut off after record {sequence}: record {} was published",
+                    head.sequence
+                ));
+            }
+        }
+        Ok(told)
+    }
+}
+
+/// A record whose MAC is not the one that it should have in its place.
+struct Unverified {
+    /// The MAC of the record that stands before it.
+    before: Vec<u8>,
+    record: RecordRow,
+}
+
+/// Where an unverified record stood when it was written, if it only changed its place with others of them.
+fn original_place(
+    key: &crate::crypto::keys::AuditKey,
+    refused: &[Unverified],
+    unverified: &Unverified,
+) -> Option<i64> {
+    let places = refused.iter().map(|other| other.record.sequence);
+    let befores: Vec<&[u8]> = refused
+        .iter()
+        .flat_map(|other| [other.before.as_slice(), other.record.mac.as_slice()])
+        .collect();
+    places
+        .filter(|place| *place != unverified.record.sequence)
+        .find(|place| {
+            let mut record = unverified.record.clone();
+            record.sequence = *place;
+            befores
+                .iter()
+                .any(|before| same_mac(&derive_mac(key, &record, before), &record.mac))
+        })
+}
+
+/// A stage, as records name it.
+type Place = (String, String);
+
+/// What the newest records say of the rows.
+#[derive(Default)]
+struct Told {
+    /// For each stage and name: version and digest of the newest envelope.
+    values: HashMap<Place, BTreeMap<String, (i64, String)>>,
+    /// For each stage: its access entries.
+    access: HashMap<Place, String>,
+    /// For each stage: its protection and its owner.
+    stages: HashMap<Place, String>,
+    /// For each token: what it is, and whether it is revoked.
+    tokens: HashMap<String, (String, bool)>,
+}
+
+impl Told {
+    fn take(&mut self, record: &RecordRow) {
+        let is = |action: Action| record.action == action.as_str();
+        let place = || {
+            (
+                record.project.clone().unwrap_or_default(),
+                record.stage.clone().unwrap_or_default(),
+            )
+        };
+        if is(Action::VariablesWritten) {
+            let values = self.values.entry(place()).or_default();
+            for line in record.detail.lines() {
+                let mut words = line.split(' ');
+                match (words.next(), words.next(), words.next()) {
+                    (Some(name), Some("deleted"), None) => {
+                        values.remove(name);
+                    }
+                    (Some(name), Some(version), Some(digest)) => {
+                        let version = version.strip_prefix('v').and_then(|text| text.parse().ok());
+                        let version = version.unwrap_or(0);
+                        values.insert(name.to_owned(), (version, digest.to_owned()));
+                    }
+                    _ => {}
+                }
+            }
+        } else if is(Action::AccessChanged) {
+            self.access.insert(place(), record.detail.clone());
+        } else if is(Action::StageCreated) || is(Action::StageChanged) {
+            self.stages.insert(place(), record.detail.clone());
+        } else if is(Action::StageDeleted) {
+            let place = place();
+            self.values.remove(&place);
+            self.access.remove(&place);
+            self.stages.remove(&place);
+        } else if is(Action::TokenCreated) {
+            for token in record.names.lines() {
+                self.tokens
+                    .insert(token.to_owned(), (record.detail.clone(), false));
+            }
+        } else if is(Action::TokenRevoked) {
+            for token in record.names.lines() {
+                if let Some((_, revoked)) = self.tokens.get_mut(token) {
+                    *revoked = true;
+                }
+            }
+        }
+    }
+}
+
+/// Holds what the records say against the rows of an organization.
+async fn compare_rows(
+    db: &mut Connection,
+    organization: &OrganizationId,
+    mut told: Told,
+    findings: &mut Vec<String>,
+) -> Result<(), storage::Error> {
+    for stage in storage::projects::stages_of_organization(db, organization).await? {
+        let place = (stage.project_slug.to_string(), stage.slug.to_string());
+        let named = format!("stage {}/{}", place.0, place.1);
+        match told.stages.remove(&place) {
+            None => findings.push(format!("{named}: no record says that it was made")),
+            Some(text) if text != stage_text(stage.protected, stage.namespace.as_ref()) => {
+                findings.push(format!(
+                    "{named}: its protection or owner is not what its newest record says ({text})"
+                ));
+            }
+            Some(_) => {}
+        }
+        let access = access_text(&storage::projects::access_entries(db, &stage.id).await?);
+        if access != told.access.remove(&place).unwrap_or_default() {
+            findings.push(format!(
+                "{named}: its access entries are not what its newest record says"
+            ));
+        }
+        let mut values = told.values.remove(&place).unwrap_or_default();
+        for row in storage::variables::newest_variables(db, &stage.id).await? {
+            let named = format!("variable {} of {named}", row.name);
+            let digest = derive_digest_hex(row.envelope_a.as_bytes());
+            match values.remove(row.name.as_str()) {
+                None => findings.push(format!("{named}: no record says that it was written")),
+                Some((version, _)) if version != row.version => findings.push(format!(
+                    "{named}: version {} was put in the place of version {version}",
+                    row.version
+                )),
+                Some((_, written)) if written != digest => findings.push(format!(
+                    "{named}: its envelope is not the one that was written"
+                )),
+                Some(_) => {}
+            }
+        }
+        for name in values.keys() {
+            findings.push(format!("variable {name} of {named}: its row is missing"));
+        }
+    }
+    let mut missing: Vec<_> = told.stages.into_keys().collect();
+    missing.sort();
+    for (project, stage) in missing {
+        findings.push(format!("stage {project}/{stage}: its row is missing"));
+    }
+    for token in storage::credentials::tokens(db, organization).await? {
+        let named = format!("token {}", token.id);
+        match told.tokens.remove(token.id.as_str()) {
+            None => findings.push(format!("{named}: no record says that it was made")),
+            Some((text, _)) if text != super::credentials::describe(&token) => {
+                findings.push(format!("{named}: it is not what its record says ({text})"));
+            }
+            Some((_, revoked)) if revoked != token.revoked_at.is_some() => findings.push(format!(
+                "{named}: whether it is revoked is not what its newest record says"
+            )),
+            Some(_) => {}
+        }
+    }
+    let mut missing: Vec<_> = told.tokens.into_keys().collect();
+    missing.sort();
+    for token in missing {
+        findings.push(format!("token {token}: its row is missing"));
+    }
+    Ok(())
 }

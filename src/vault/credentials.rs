@@ -1,10 +1,25 @@
 //! API tokens: made, revoked, recognised.
-use super::{Unavailable, Vault};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use super::cache::Token;
+use super::records::Chain;
+use super::writer::{Change, Verdict, Work};
+use super::{Core, Unavailable, Vault, make_id, no_random};
+use crate::crypto::keys::{TokenKey, same_mac};
 pub use crate::crypto::tokens::PresentedToken;
-use crate::domain::access::{Caller, Role};
-use crate::domain::audit::Origin;
-use crate::domain::names::{OrganizationSlug, ProjectSlug, StageSlug, TokenId};
+use crate::crypto::tokens::{API_TOKEN_PREFIX, make_api_token};
+use crate::domain::access::{Actor, Caller, Role, Scope, TokenCaller};
+use crate::domain::audit::{Action, AuditEvent, Origin, Outcome};
+use crate::domain::names::{OrganizationSlug, ProjectId, ProjectSlug, StageId, StageSlug, TokenId};
 use crate::domain::plaintext::Plaintext;
+use crate::storage;
+use crate::storage::credentials::TokenRow;
+use crate::storage::organizations::OrganizationRow;
+
+/// How long a token that another replica may have revoked is believed without asking, in milliseconds. Reads of values
+/// and changes do not rely on it: the group that records them asks anew.
+const SHARED_TOKEN_BELIEVED_MS: i64 = 1000;
 
 /// A token that was just made: the only time that its text is seen.
 #[derive(Debug)]
@@ -94,31 +109,341 @@ pub enum AuthenticateError {
     Unavailable(#[from] Unavailable),
 }
 
+/// Who acts through `barekey-operator admin`.
+pub(crate) fn administrator() -> Actor {
+    Actor {
+        kind: "administrator",
+        id: String::new(),
+        name: "administrator".to_owned(),
+    }
+}
+
+/// The seal over a token's row: an altered or planted row does not have it.
+pub(crate) fn derive_row_seal(key: &TokenKey, row: &TokenRow) -> Vec<u8> {
+    let number = |value: Option<i64>| value.map(|value| value.to_string()).unwrap_or_default();
+    let (expires, revoked) = (number(row.expires_at), number(row.revoked_at));
+    let epoch = row.epoch.to_string();
+    key.derive_row_seal(&[
+        row.id.as_str().as_bytes(),
+        row.organization.as_str().as_bytes(),
+        row.role.as_str().as_bytes(),
+        row.project
+            .as_ref()
+            .map_or("", ProjectId::as_str)
+            .as_bytes(),
+        row.stage.as_ref().map_or("", StageId::as_str).as_bytes(),
+        &row.mac,
+        expires.as_bytes(),
+        revoked.as_bytes(),
+        epoch.as_bytes(),
+    ])
+    .to_vec()
+}
+
+/// Makes a token and stores what is needed to know it again. Audited.
+#[allow(clippy::too_many_arguments)]
+pub(crate) async fn store_new_token(
+    core: &Core,
+    work: &mut Work,
+    origin: &Origin,
+    organization: &OrganizationRow,
+    name: &str,
+    role: Role,
+    (project, stage): (Option<ProjectId>, Option<StageId>),
+    expires_at: Option<i64>,
+) -> Result<NewToken, storage::Error> {
+    let token = make_api_token().map_err(no_random)?;
+    let mut row = TokenRow {
+        id: make_id("tok")?,
+        organization: organization.id.clone(),
+        organization_slug: organization.slug.clone(),
+        name: name.to_owned(),
+        role,
+        project,
+        stage,
+        mac: core
+            .token_key
+            .derive_token_mac(token.reveal_text().unwrap_or_default())
+            .to_vec(),
+        seal: Vec::new(),
+        created_at: work.now_ms,
+        expires_at,
+        revoked_at: None,
+        last_used_at: None,
+        epoch: 1,
+    };
+    row.seal = derive_row_seal(&core.token_key, &row);
+    storage::credentials::insert_token(&mut work.db, &row).await?;
+    let event = AuditEvent {
+        action: Action::TokenCreated,
+        actor: administrator(),
+        project: None,
+        stage: None,
+        names: vec![row.id.to_string()],
+        origin: origin.clone(),
+        outcome: Outcome::Allowed,
+        detail: describe(&row),
+    };
+    work.events
+        .push((Chain::Organization(organization.id.clone()), event));
+    Ok(NewToken { id: row.id, token })
+}
+
+/// What a token is, for the audit trail.
+pub(crate) fn describe(row: &TokenRow) -> String {
+    let mut text = format!("role={}", row.role);
+    if let Some(project) = &row.project {
+        text.push_str(&format!(" project={project}"));
+    }
+    if let Some(stage) = &row.stage {
+        text.push_str(&format!(" stage={stage}"));
+    }
+    if let Some(expires) = row.expires_at {
+        text.push_str(&format!(" expires_at_ms={expires}"));
+    }
+    text
+}
+
+/// Revokes a token and tells memory; its row stays.
+pub(crate) async fn store_revocation(
+    core: &Core,
+    work: &mut Work,
+    mut row: TokenRow,
+) -> Result<(), storage::Error> {
+    row.revoked_at = Some(work.now_ms);
+    row.epoch += 1;
+    row.seal = derive_row_seal(&core.token_key, &row);
+    let organization = row.organization.clone();
+    storage::credentials::revoke_token(&mut work.db, &organization, &row).await?;
+    work.changed_tokens.push(row.mac);
+    Ok(())
+}
+
 impl Vault {
     /// Makes a token.
+    ///
+    /// # Errors
+    /// [`CreateTokenError`]; nothing is stored then.
     pub async fn create_token(
         &self,
-        _origin: &Origin,
-        _request: &TokenRequest,
+        origin: &Origin,
+        request: &TokenRequest,
     ) -> Result<NewToken, CreateTokenError> {
-        todo!()
+        let Some(organization) = self.organization(&request.organization).await? else {
+            return Err(CreateTokenError::NoOrganization(
+                request.organization.clone(),
+            ));
+        };
+        let change = CreateToken {
+            core: Arc::clone(&self.0.core),
+            origin: origin.clone(),
+            organization: OrganizationRow {
+                id: organization.id,
+                slug: organization.slug,
+                created_at: organization.created_at_ms,
+            },
+            request: request.clone(),
+        };
+        self.0.queue.change(change).await?
     }
-    /// Revokes a token; its row stays.
+
+    /// Revokes a token; its row stays. From the answer on, the token is no credential.
+    ///
+    /// # Errors
+    /// [`RevokeTokenError`]; a token that is revoked already is no error.
     pub async fn revoke_token(
         &self,
-        _origin: &Origin,
-        _organization: &OrganizationSlug,
-        _token: &TokenId,
+        origin: &Origin,
+        organization: &OrganizationSlug,
+        token: &TokenId,
     ) -> Result<(), RevokeTokenError> {
-        todo!()
+        let Some(found) = self.organization(organization).await? else {
+            return Err(RevokeTokenError::NoOrganization(organization.clone()));
+        };
+        let change = RevokeToken {
+            core: Arc::clone(&self.0.core),
+            origin: origin.clone(),
+            organization: found.id,
+            token: token.clone(),
+        };
+        self.0.queue.change(change).await?
     }
+
     /// Recognises a credential: an API token (`bk_api_…`) or a pod's service account token (three dot-separated parts).
-    pub async fn authenticate(
-        &self,
-        _bearer: &PresentedToken,
-    ) -> Result<Caller, AuthenticateError> {
-        todo!()
+    ///
+    /// # Errors
+    /// [`AuthenticateError`]; an unknown, a revoked and an expired token read the same.
+    pub async fn authenticate(&self, bearer: &PresentedToken) -> Result<Caller, AuthenticateError> {
+        let text = bearer.reveal();
+        if text.starts_with(API_TOKEN_PREFIX) {
+            return self.authenticate_token(text).await.map(Caller::Token);
+        }
+        let parts = text.split('.').filter(|part| !part.is_empty()).count();
+        match &self.0.pod_identity {
+            Some(identity) if parts == 3 && text.matches('.').count() == 2 => {
+                identity.identify(bearer).await.map(Caller::Pod)
+            }
+            _ => Err(AuthenticateError::Unknown),
+        }
     }
+
+    async fn authenticate_token(&self, text: &str) -> Result<TokenCaller, AuthenticateError> {
+        let core = self.core();
+        let mac = core.token_key.derive_token_mac(text);
+        let now = core.clock.now_ms();
+        let shared = core.database.is_shared();
+        let held = core
+            .cache
+            .token(&mac)
+            .filter(|token| !shared || now - token.read_at < SHARED_TOKEN_BELIEVED_MS);
+        let token = match held {
+            Some(token) => token,
+            None => self.load_token(&mac, now).await?,
+        };
+        let row = &token.row;
+        let ended = row.revoked_at.is_some() || row.expires_at.is_some_and(|end| end <= now);
+        if ended || !same_mac(&row.mac, &mac) {
+            return Err(AuthenticateError::Unknown);
+        }
+        let scope = match (&row.project, &row.stage) {
+            (None, None) => Scope::Organization,
+            // Never stored: a stage belongs to a project.
+            (None, Some(_)) => return Err(AuthenticateError::Unknown),
+            (Some(project), None) => Scope::Project(project.clone()),
+            (Some(project), Some(stage)) => Scope::Stage(project.clone(), stage.clone()),
+        };
+        let last_used = token.last_used_at.swap(now, Ordering::Relaxed);
+        Ok(TokenCaller {
+            token: row.id.clone(),
+            name: row.name.clone(),
+            organization: row.organization.clone(),
+            organization_slug: row.organization_slug.clone(),
+            role: row.role,
+            scope,
+            expires_at_ms: row.expires_at,
+            last_used_at_ms: (last_used != 0).then_some(last_used),
+            epoch: row.epoch,
+        })
+    }
+
+    async fn load_token(&self, mac: &[u8], now: i64) -> Result<Arc<Token>, AuthenticateError> {
+        let core = self.core();
+        let generation = core.cache.generation();
+        let mut db = self.reader().await?;
+        let row = storage::credentials::token_by_mac(&mut db, mac)
+            .await
+            .map_err(Unavailable::from)?
+            .ok_or(AuthenticateError::Unknown)?;
+        if !same_mac(&derive_row_seal(&core.token_key, &row), &row.seal) {
+            tracing::warn!(token = %row.id, "the row of a token was altered: it is no credential");
+            return Err(AuthenticateError::Unknown);
+        }
+        let token = Arc::new(Token {
+            last_used_at: AtomicI64::new(row.last_used_at.unwrap_or(0)),
+            row,
+            read_at: now,
+        });
+        core.cache.hold_token(generation, Arc::clone(&token));
+        Ok(token)
+    }
+
     /// Counts an attempt without a known caller; written to the audit trail once a minute.
-    pub fn count_unknown_caller(&self) {}
+    pub fn count_unknown_caller(&self) {
+        self.0.unknown_callers.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+struct CreateToken {
+    core: Arc<Core>,
+    origin: Origin,
+    organization: OrganizationRow,
+    request: TokenRequest,
+}
+
+impl Change for CreateToken {
+    type Answer = Result<NewToken, CreateTokenError>;
+
+    fn chain(&self) -> Chain {
+        Chain::Organization(self.organization.id.clone())
+    }
+
+    async fn run(&self, work: &mut Work) -> Result<Verdict<Self::Answer>, storage::Error> {
+        let request = &self.request;
+        let refused = |error| Ok(Verdict::TakeBack(Err(error)));
+        if request.expires_at_ms.is_some_and(|end| end <= work.now_ms) {
+            return refused(CreateTokenError::AlreadyExpired);
+        }
+        let mut project = None;
+        let mut stage = None;
+        if let Some(slug) = &request.project {
+            let id = &self.organization.id;
+            let Some(found) = storage::projects::project_by_slug(&mut work.db, id, slug).await?
+            else {
+                return refused(CreateTokenError::NoProject(slug.clone()));
+            };
+            if let Some(stage_slug) = &request.stage {
+                let Some(found) =
+                    storage::projects::stage_by_slugs(&mut work.db, id, slug, stage_slug).await?
+                else {
+                    return refused(CreateTokenError::NoStage(stage_slug.clone()));
+                };
+                stage = Some(found.id);
+            }
+            project = Some(found.id);
+        } else if let Some(stage) = &request.stage {
+            // A stage alone names nothing.
+            return refused(CreateTokenError::NoStage(stage.clone()));
+        }
+        let token = store_new_token(
+            &self.core,
+            work,
+            &self.origin,
+            &self.organization,
+            &request.name,
+            request.role,
+            (project, stage),
+            request.expires_at_ms,
+        )
+        .await?;
+        Ok(Verdict::Keep(Ok(token)))
+    }
+}
+
+struct RevokeToken {
+    core: Arc<Core>,
+    origin: Origin,
+    organization: crate::domain::names::OrganizationId,
+    token: TokenId,
+}
+
+impl Change for RevokeToken {
+    type Answer = Result<(), RevokeTokenError>;
+
+    fn chain(&self) -> Chain {
+        Chain::Organization(self.organization.clone())
+    }
+
+    async fn run(&self, work: &mut Work) -> Result<Verdict<Self::Answer>, storage::Error> {
+        let tokens = storage::credentials::tokens(&mut work.db, &self.organization).await?;
+        let Some(row) = tokens.into_iter().find(|row| row.id == self.token) else {
+            let error = RevokeTokenError::NoToken(self.token.clone());
+            return Ok(Verdict::TakeBack(Err(error)));
+        };
+        if row.revoked_at.is_some() {
+            return Ok(Verdict::Keep(Ok(())));
+        }
+        let event = AuditEvent {
+            action: Action::TokenRevoked,
+            actor: administrator(),
+            project: None,
+            stage: None,
+            names: vec![row.id.to_string()],
+            origin: self.origin.clone(),
+            outcome: Outcome::Allowed,
+            detail: String::new(),
+        };
+        work.events.push((self.chain(), event));
+        store_revocation(&self.core, work, row).await?;
+        Ok(Verdict::Keep(Ok(())))
+    }
 }

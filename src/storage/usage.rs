@@ -1,0 +1,49 @@
+//! Usage counters and request keys.
+
+use crate::domain::names::OrganizationId;
+use crate::storage::{Connection, Error, cells};
+
+/// Milliseconds in a day.
+const DAY_MS: i64 = 86_400_000;
+
+/// Adds units to a meter of the day.
+pub(crate) async fn add_usage(
+    db: &mut Connection,
+    organization: &OrganizationId,
+    meter: &str,
+    units: i64,
+    now_ms: i64,
+) -> Result<(), Error> {
+    db.execute(
+        "INSERT INTO usage (organization_id, meter, day, units) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (organization_id, meter, day) DO UPDATE SET units = usage.units + excluded.units",
+        cells![
+            organization.as_str(),
+            meter,
+            now_ms.div_euclid(DAY_MS),
+            units
+        ],
+    )
+    .await
+    .map(drop)
+}
+
+/// Remembers a request that named itself; `false` when it was there already.
+pub(crate) async fn insert_request_key(
+    db: &mut Connection,
+    organization: &OrganizationId,
+    scope: &str,
+    request_key: &str,
+    units: i64,
+    now_ms: i64,
+) -> Result<bool, Error> {
+    let inserted = db
+        .execute(
+            "INSERT INTO request_keys (organization_id, scope, request_key, units, created_at)
+             VALUES ($1, $2, $3, $4, $5)
+                 ON CONFLICT DO NOTHING",
+            cells![organization.as_str(), scope, request_key, units, now_ms],
+        )
+        .await?;
+    Ok(inserted == 1)
+}

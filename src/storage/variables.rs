@@ -1,0 +1,242 @@
+//! Variables, their versions and the operations that changed them. Envelopes come and go sealed.
+
+use crate::domain::access::Actor;
+use crate::domain::names::{LineageId, OperationId, StageId, VariableName};
+use crate::domain::operation::OperationKind;
+use crate::domain::variable::{DeclaredType, Kind, Visibility};
+use crate::storage::{Connection, Error, Row, cells};
+
+/// The newest version of a variable, still sealed.
+#[derive(Debug, Clone)]
+pub(crate) struct VariableRow {
+    /// Its name.
+    pub(crate) name: VariableName,
+    /// Its newest version.
+    pub(crate) version: i64,
+    /// When it was first written.
+    pub(crate) created_at: i64,
+    /// When the newest version was written.
+    pub(crate) updated_at: i64,
+    /// Its kind.
+    pub(crate) kind: Kind,
+    /// Its declared type.
+    pub(crate) declared_type: DeclaredType,
+    /// Its visibility.
+    pub(crate) visibility: Visibility,
+    /// The envelope of its value.
+    pub(crate) envelope_a: String,
+    /// The lineage of the data key that sealed it.
+    pub(crate) lineage: LineageId,
+    /// That key's version.
+    pub(crate) dek_version: i64,
+}
+
+fn variable(row: &Row) -> Result<VariableRow, Error> {
+    Ok(VariableRow {
+        name: row.parsed(0)?,
+        version: row.integer(1)?,
+        created_at: row.integer(2)?,
+        updated_at: row.integer(3)?,
+        kind: row.parsed(4)?,
+        declared_type: row.parsed(5)?,
+        visibility: row.parsed(6)?,
+        envelope_a: row.text(7)?.to_owned(),
+        lineage: row.parsed(8)?,
+        dek_version: row.integer(9)?,
+    })
+}
+
+/// The newest version of every variable of the stage, still sealed, sorted by name.
+pub(crate) async fn newest_variables(
+    db: &mut Connection,
+    stage: &StageId,
+) -> Result<Vec<VariableRow>, Error> {
+    db.rows(
+        "SELECT v.name, v.version, v.created_at, v.updated_at, n.kind, n.declared_type, n.visibility, n.envelope_a,
+                n.lineage_id, n.dek_version
+           FROM variables v
+           JOIN variable_versions n ON n.stage_id = v.stage_id AND n.name = v.name AND n.version = v.version
+          WHERE v.stage_id = $1 AND v.deleted_at IS NULL
+          ORDER BY v.name",
+        cells![stage.as_str()],
+    )
+    .await?
+    .iter()
+    .map(variable)
+    .collect()
+}
+
+/// The newest version of the named variables that are there, still sealed.
+pub(crate) async fn newest_variables_by_name(
+    db: &mut Connection,
+    stage: &StageId,
+    names: &[&VariableName],
+) -> Result<Vec<VariableRow>, Error> {
+    db.rows_by_names(
+        "SELECT v.name, v.version, v.created_at, v.updated_at, n.kind, n.declared_type, n.visibility, n.envelope_a,
+                n.lineage_id, n.dek_version
+           FROM variables v
+           JOIN variable_versions n ON n.stage_id = v.stage_id AND n.name = v.name AND n.version = v.version
+          WHERE v.stage_id = $1 AND v.deleted_at IS NULL AND v.name IN",
+        cells![stage.as_str()],
+        &names.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
+    )
+    .await?
+    .iter()
+    .map(variable)
+    .collect()
+}
+
+/// How many bytes the envelopes of a stage's newest versions have.
+pub(crate) async fn sealed_bytes(db: &mut Connection, stage: &StageId) -> Result<i64, Error> {
+    let row = db
+        .row(
+            "SELECT CAST(COALESCE(SUM(LENGTH(n.envelope_a)), 0) AS BIGINT)
+               FROM variables v
+               JOIN variable_versions n ON n.stage_id = v.stage_id AND n.name = v.name AND n.version = v.version
+              WHERE v.stage_id = $1 AND v.deleted_at IS NULL",
+            cells![stage.as_str()],
+        )
+        .await?;
+    row.map_or(Ok(0), |row| row.integer(0))
+}
+
+/// The names that the stage holds, sorted.
+pub(crate) async fn variable_names(
+    db: &mut Connection,
+    stage: &StageId,
+) -> Result<Vec<VariableName>, Error> {
+    db.rows(
+        "SELECT name FROM variables WHERE stage_id = $1 AND deleted_at IS NULL ORDER BY name",
+        cells![stage.as_str()],
+    )
+    .await?
+    .iter()
+    .map(|row| row.parsed(0))
+    .collect()
+}
+
+/// The highest version that each of the named variables ever had, deleted ones too.
+pub(crate) async fn versions_by_name(
+    db: &mut Connection,
+    stage: &StageId,
+    names: &[&VariableName],
+) -> Result<Vec<(VariableName, i64)>, Error> {
+    db.rows_by_names(
+        "SELECT name, version FROM variables WHERE stage_id = $1 AND name IN",
+        cells![stage.as_str()],
+        &names.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
+    )
+    .await?
+    .iter()
+    .map(|row| Ok((row.parsed(0)?, row.integer(1)?)))
+    .collect()
+}
+
+/// Appends versions and makes each the newest one. `created_at` of a variable that is there is kept.
+pub(crate) async fn append_versions(
+    db: &mut Connection,
+    stage: &StageId,
+    operation: &OperationId,
+    versions: &[VariableRow],
+) -> Result<(), Error> {
+    for version in versions {
+        db.execute(
+            "INSERT INTO variables (stage_id, name, version, created_at, updated_at, deleted_at)
+             VALUES ($1, $2, $3, $4, $5, NULL)
+                 ON CONFLICT (stage_id, name) DO UPDATE
+                SET version = excluded.version, created_at = excluded.created_at,
+                    updated_at = excluded.updated_at, deleted_at = NULL",
+            cells![
+                stage.as_str(),
+                version.name.as_str(),
+                version.version,
+                version.created_at,
+                version.updated_at
+            ],
+        )
+        .await?;
+    }
+    let rows = versions
+        .iter()
+        .map(|version| {
+            cells![
+                stage.as_str(),
+                version.name.as_str(),
+                version.version,
+                operation.as_str(),
+                version.kind.as_str(),
+                version.declared_type.as_str(),
+                version.visibility.as_str(),
+                version.envelope_a.as_str(),
+                version.lineage.as_str(),
+                version.dek_version,
+                version.updated_at
+            ]
+        })
+        .collect();
+    db.insert_rows(
+        "INSERT INTO variable_versions (stage_id, name, version, operation_id, kind, declared_type, visibility, \
+         envelope_a, lineage_id, dek_version, created_at) VALUES",
+        11,
+        rows,
+    )
+    .await
+}
+
+/// Marks a variable as deleted; its versions stay.
+pub(crate) async fn delete_variable(
+    db: &mut Connection,
+    stage: &StageId,
+    name: &VariableName,
+    now_ms: i64,
+) -> Result<(), Error> {
+    db.execute(
+        "UPDATE variables SET deleted_at = $3 WHERE stage_id = $1 AND name = $2",
+        cells![stage.as_str(), name.as_str(), now_ms],
+    )
+    .await
+    .map(drop)
+}
+
+/// One change of a stage.
+#[derive(Debug)]
+pub(crate) struct OperationRow<'a> {
+    /// Its id.
+    pub(crate) id: &'a OperationId,
+    /// The revision that it led to.
+    pub(crate) revision: i64,
+    /// What kind of change it is.
+    pub(crate) kind: OperationKind,
+    /// Who made it.
+    pub(crate) actor: &'a Actor,
+    /// The names that it touched.
+    pub(crate) names: &'a str,
+    /// When.
+    pub(crate) created_at: i64,
+}
+
+/// Stores an operation.
+pub(crate) async fn insert_operation(
+    db: &mut Connection,
+    stage: &StageId,
+    operation: &OperationRow<'_>,
+) -> Result<(), Error> {
+    db.execute(
+        "INSERT INTO operations (id, stage_id, revision, kind, actor_kind, actor_id, actor_name, names, created_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        cells![
+            operation.id.as_str(),
+            stage.as_str(),
+            operation.revision,
+            operation.kind.as_str(),
+            operation.actor.kind,
+            operation.actor.id.as_str(),
+            operation.actor.name.as_str(),
+            operation.names,
+            operation.created_at
+        ],
+    )
+    .await
+    .map(drop)
+}

@@ -1,0 +1,642 @@
+//! The one task that writes: changes and the records of reads, in groups.
+//!
+//! A group is one transaction. Each change is a member that may be taken back alone, so that one that fails leaves the
+//! others whole. Whoever asked is answered when the group is durable, never before. The heads of the chains that a group
+//! touches are locked first and in order, which is what keeps two replicas on one database from overtaking each other: a
+//! change of a stage locks the head of its organization's chain, and so does a read of it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::future::Future;
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot};
+
+use super::records::{self, Chain};
+use super::{Core, Unavailable};
+use crate::domain::audit::AuditEvent;
+use crate::domain::names::{OrganizationId, StageId, TokenId};
+use crate::storage::audit::HeadRow;
+use crate::storage::{self, Connection};
+
+/// How many jobs one transaction takes at most.
+const GROUP_JOBS_MAX: usize = 512;
+/// How many jobs may wait; whoever comes later waits before the queue.
+pub(crate) const QUEUE_JOBS_MAX: usize = 2048;
+/// How many epochs the writer remembers.
+const KNOWN_EPOCHS_MAX: usize = 10_000;
+
+/// A failure that several callers share.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the group that held this was not written")]
+pub(crate) struct GroupError(#[source] Arc<storage::Error>);
+
+impl From<GroupError> for Unavailable {
+    fn from(error: GroupError) -> Self {
+        Self {
+            source: Box::new(error),
+        }
+    }
+}
+
+impl From<storage::Error> for Unavailable {
+    fn from(error: storage::Error) -> Self {
+        Self {
+            source: Box::new(error),
+        }
+    }
+}
+
+/// The vault was closed while something was asked of it.
+#[derive(Debug, thiserror::Error)]
+#[error("the vault is closed")]
+pub(crate) struct Closed;
+
+impl From<Closed> for Unavailable {
+    fn from(error: Closed) -> Self {
+        Self {
+            source: Box::new(error),
+        }
+    }
+}
+
+/// What a read relied on.
+#[derive(Debug, Default)]
+pub(crate) struct Relied {
+    /// Stages, each with the epoch that was read.
+    pub(crate) stages: Vec<(StageId, i64)>,
+    /// The credential, with the epoch that was read.
+    pub(crate) token: Option<(TokenId, i64)>,
+}
+
+/// What a read counts.
+#[derive(Debug)]
+pub(crate) struct Usage {
+    /// Whose.
+    pub(crate) organization: OrganizationId,
+    /// Which route, as request keys have it.
+    pub(crate) scope: &'static str,
+    /// How many units.
+    pub(crate) units: i64,
+    /// What the request called itself.
+    pub(crate) request_key: Option<String>,
+}
+
+/// The record of a read, and what goes with it.
+#[derive(Debug)]
+pub(crate) struct Recording {
+    /// What to record. Empty when only `relied` is to be checked.
+    pub(crate) events: Vec<(Chain, AuditEvent)>,
+    /// What the read relied on.
+    pub(crate) relied: Relied,
+    /// The token that was used.
+    pub(crate) used: Option<(OrganizationId, TokenId)>,
+    /// What is counted.
+    pub(crate) usage: Option<Usage>,
+}
+
+/// What became of a recording.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Recorded {
+    /// It is durable, and what the read relied on still held.
+    Durable,
+    /// A stage changed since: nothing was recorded, and the read is to be done again.
+    StageChanged,
+    /// The credential was revoked since: nothing was recorded.
+    CredentialEnded,
+}
+
+/// Whether what a change wrote stays.
+pub(crate) enum Verdict<T> {
+    /// It stays.
+    Keep(T),
+    /// It is taken back; its events are recorded all the same.
+    TakeBack(T),
+}
+
+/// What a change works with.
+pub(crate) struct Work {
+    /// The connection, inside the group's transaction.
+    pub(crate) db: Connection,
+    /// The group's time.
+    pub(crate) now_ms: i64,
+    /// What is to be recorded.
+    pub(crate) events: Vec<(Chain, AuditEvent)>,
+    /// Stages that memory must let go of.
+    pub(crate) changed_stages: Vec<StageId>,
+    /// Tokens (by MAC) that memory must let go of.
+    pub(crate) changed_tokens: Vec<Vec<u8>>,
+}
+
+/// A change of the database: one use case.
+pub(crate) trait Change: Send + Sync + 'static {
+    /// What the caller is answered.
+    type Answer: Send + Sync + 'static;
+
+    /// The chain whose head is locked while it runs: that of the organization that it changes.
+    fn chain(&self) -> Chain;
+
+    /// Runs inside the group's transaction. May run again when the group has to be done again.
+    fn run(
+        &self,
+        work: &mut Work,
+    ) -> impl Future<Output = Result<Verdict<Self::Answer>, storage::Error>> + Send;
+}
+
+/// A [`Change`] with the one who waits for it.
+trait Waiting: Send + Sync {
+    fn chain(&self) -> Chain;
+    fn run<'a>(&'a mut self, work: &'a mut Work) -> BoxFuture<'a, Result<bool, storage::Error>>;
+    fn fail(&mut self, error: GroupError);
+    fn answer(self: Box<Self>);
+}
+
+struct Waiter<C: Change> {
+    change: C,
+    answer: Option<Result<C::Answer, GroupError>>,
+    reply: oneshot::Sender<Result<C::Answer, GroupError>>,
+}
+
+impl<C: Change> Waiting for Waiter<C> {
+    fn chain(&self) -> Chain {
+        self.change.chain()
+    }
+
+    fn run<'a>(&'a mut self, work: &'a mut Work) -> BoxFuture<'a, Result<bool, storage::Error>> {
+        async move {
+            let (answer, kept) = match self.change.run(work).await? {
+                Verdict::Keep(answer) => (answer, true),
+                Verdict::TakeBack(answer) => (answer, false),
+            };
+            self.answer = Some(Ok(answer));
+            Ok(kept)
+        }
+        .boxed()
+    }
+
+    fn fail(&mut self, error: GroupError) {
+        self.answer = Some(Err(error));
+    }
+
+    fn answer(self: Box<Self>) {
+        if let Some(answer) = self.answer {
+            // Whoever asked may have gone away.
+            drop(self.reply.send(answer));
+        }
+    }
+}
+
+enum Job {
+    Record(Recording, oneshot::Sender<Result<Recorded, GroupError>>),
+    Change(Box<dyn Waiting>),
+    Close(oneshot::Sender<()>),
+}
+
+/// The way to the writer. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Queue(mpsc::Sender<Job>);
+
+impl Queue {
+    /// Starts the writer.
+    pub(crate) fn start(core: Arc<Core>) -> Self {
+        let (sender, receiver) = mpsc::channel(QUEUE_JOBS_MAX);
+        let writer = Writer {
+            core,
+            jobs: receiver,
+            connection: None,
+            known: Known::default(),
+        };
+        tokio::spawn(writer.run());
+        Self(sender)
+    }
+
+    /// Records a read; answers when the record is durable.
+    pub(crate) async fn record(&self, recording: Recording) -> Result<Recorded, Unavailable> {
+        let (reply, answer) = oneshot::channel();
+        self.0
+            .send(Job::Record(recording, reply))
+            .await
+            .map_err(|_| Closed)?;
+        Ok(answer.await.map_err(|_| Closed)??)
+    }
+
+    /// Makes a change; answers when it is durable.
+    pub(crate) async fn change<C: Change>(&self, change: C) -> Result<C::Answer, Unavailable> {
+        let (reply, answer) = oneshot::channel();
+        let waiter = Waiter {
+            change,
+            answer: None,
+            reply,
+        };
+        self.0
+            .send(Job::Change(Box::new(waiter)))
+            .await
+            .map_err(|_| Closed)?;
+        Ok(answer.await.map_err(|_| Closed)??)
+    }
+
+    /// Lets the writer do what is queued, and ends it.
+    pub(crate) async fn close(&self) {
+        let (reply, closed) = oneshot::channel();
+        if self.0.send(Job::Close(reply)).await.is_ok() {
+            // It has ended either way.
+            drop(closed.await);
+        }
+    }
+}
+
+/// Epochs that the writer has read and nobody else can have changed: SQLite has one process.
+#[derive(Default)]
+struct Known {
+    stages: HashMap<StageId, i64>,
+    tokens: HashMap<TokenId, i64>,
+}
+
+impl Known {
+    fn clear(&mut self) {
+        self.stages.clear();
+        self.tokens.clear();
+    }
+}
+
+struct Writer {
+    core: Arc<Core>,
+    jobs: mpsc::Receiver<Job>,
+    connection: Option<Connection>,
+    known: Known,
+}
+
+/// A group, sorted by kind.
+#[derive(Default)]
+struct Group {
+    recordings: Vec<(Recording, oneshot::Sender<Result<Recorded, GroupError>>)>,
+    changes: Vec<Box<dyn Waiting>>,
+}
+
+/// What a group did, once it is durable.
+struct Done {
+    verdicts: Vec<Recorded>,
+    changed_stages: Vec<StageId>,
+    changed_tokens: Vec<Vec<u8>>,
+    changed: bool,
+}
+
+impl Writer {
+    async fn run(mut self) {
+        let mut jobs = Vec::with_capacity(GROUP_JOBS_MAX);
+        while self.jobs.recv_many(&mut jobs, GROUP_JOBS_MAX).await > 0 {
+            let mut group = Group::default();
+            let mut closing = None;
+            for job in jobs.drain(..) {
+                match job {
+                    Job::Record(recording, reply) => group.recordings.push((recording, reply)),
+                    Job::Change(change) => group.changes.push(change),
+                    Job::Close(reply) => closing = Some(reply),
+                }
+            }
+            self.write(group).await;
+            if let Some(reply) = closing {
+                self.jobs.close();
+                if let Some(connection) = self.connection.take()
+                    && let Err(error) = connection.close().await
+                {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the database was not closed in good order"
+                    );
+                }
+                if reply.send(()).is_err() {
+                    tracing::debug!("nobody waits for the vault to close");
+                }
+                return;
+            }
+        }
+    }
+
+    /// Writes a group and answers everyone in it.
+    async fn write(&mut self, mut group: Group) {
+        if group.recordings.is_empty() && group.changes.is_empty() {
+            return;
+        }
+        match self.try_write(&mut group).await {
+            Ok(done) => {
+                for stage in &done.changed_stages {
+                    self.core.cache.forget_stage(stage);
+                }
+                for mac in &done.changed_tokens {
+                    self.core.cache.forget_token(mac);
+                }
+                if done.changed {
+                    self.known.clear();
+                }
+                for ((_, reply), verdict) in group.recordings.into_iter().zip(done.verdicts) {
+                    drop(reply.send(Ok(verdict)));
+                }
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    reads = group.recordings.len(),
+                    changes = group.changes.len(),
+                    "the database took nothing of a group"
+                );
+                let error = GroupError(Arc::new(error));
+                self.known.clear();
+                // What was half done may have been done after all, when the connection broke at its very end.
+                self.core.cache.forget_all();
+                for (_, reply) in group.recordings {
+                    drop(reply.send(Err(error.clone())));
+                }
+                for change in &mut group.changes {
+                    change.fail(error.clone());
+                }
+            }
+        }
+        for change in group.changes {
+            change.answer();
+        }
+    }
+
+    async fn try_write(&mut self, group: &mut Group) -> Result<Done, storage::Error> {
+        /// How often a group is begun anew when another replica was in its way, or its connection had ended.
+        const ATTEMPTS: u32 = 3;
+        let mut attempt = 1;
+        loop {
+            let fresh = self.connection.is_none();
+            let db = match self.connection.take() {
+                Some(db) => db,
+                None => self.core.database.writer().await?,
+            };
+            let mut work = Work {
+                db,
+                now_ms: self.core.clock.now_ms(),
+                events: Vec::new(),
+                changed_stages: Vec::new(),
+                changed_tokens: Vec::new(),
+            };
+            if let Err(error) = work.db.begin().await {
+                if fresh {
+                    return Err(error);
+                }
+                // The connection ended while nobody used it: a new one may do.
+                attempt += 1;
+                if attempt > ATTEMPTS {
+                    return Err(error);
+                }
+                continue;
+            }
+            match self.fill(&mut work, group).await {
+                Ok(done) => match work.db.commit().await {
+                    Ok(()) => {
+                        self.connection = Some(work.db);
+                        return Ok(done);
+                    }
+                    Err(error) => {
+                        // The connection may be in any state: it is dropped, which takes back what is not durable.
+                        drop(work);
+                        if error.is_conflict() && attempt < ATTEMPTS {
+                            attempt += 1;
+                            continue;
+                        }
+                        return Err(error);
+                    }
+                },
+                Err(error) => {
+                    if work.db.roll_back().await.is_ok() {
+                        self.connection = Some(work.db);
+                    }
+                    if error.is_conflict() && attempt < ATTEMPTS {
+                        attempt += 1;
+                        continue;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Everything between BEGIN and COMMIT.
+    async fn fill(&mut self, work: &mut Work, group: &mut Group) -> Result<Done, storage::Error> {
+        let mut heads = self.lock_heads(work, group).await?;
+        let verdicts = self.verdicts(work, group).await?;
+        let mut changed = false;
+        let mut events = Vec::new();
+        for change in &mut group.changes {
+            work.db.begin_member().await?;
+            let (stages, tokens) = (work.changed_stages.len(), work.changed_tokens.len());
+            let ended = change.run(work).await;
+            if let Ok(true) = ended {
+                work.db.keep_member().await?;
+                changed = true;
+            } else {
+                work.db.take_member_back().await?;
+                work.changed_stages.truncate(stages);
+                work.changed_tokens.truncate(tokens);
+            }
+            if let Err(error) = ended {
+                if error.is_conflict() {
+                    return Err(error);
+                }
+                work.events.clear();
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the database took nothing of a change"
+                );
+                change.fail(GroupError(Arc::new(error)));
+            }
+            events.append(&mut work.events);
+        }
+        let recorded = group
+            .recordings
+            .iter_mut()
+            .zip(&verdicts)
+            .filter(|(_, verdict)| **verdict == Recorded::Durable)
+            .flat_map(|((recording, _), _)| recording.events.iter().cloned());
+        let mut rows = Vec::with_capacity(verdicts.len() + events.len());
+        let mut touched = BTreeSet::new();
+        for (chain, event) in recorded.chain(events) {
+            if !heads.contains_key(&chain) {
+                let head = lock_head(work, &chain, self.core.epoch).await?;
+                heads.insert(chain.clone(), head);
+            }
+            if let Some(head) = heads.get_mut(&chain) {
+                let key = &self.core.audit_key;
+                rows.push(records::append(
+                    key,
+                    head,
+                    self.core.epoch,
+                    work.now_ms,
+                    event,
+                ));
+                touched.insert(chain);
+            }
+        }
+        storage::audit::insert_records(&mut work.db, rows).await?;
+        for chain in &touched {
+            if let Some(head) = heads.get(chain) {
+                storage::audit::update_head(&mut work.db, head).await?;
+            }
+        }
+        count(work, group, &verdicts).await?;
+        Ok(Done {
+            verdicts,
+            changed_stages: std::mem::take(&mut work.changed_stages),
+            changed_tokens: std::mem::take(&mut work.changed_tokens),
+            changed,
+        })
+    }
+
+    /// Locks the heads of all chains that the group names, in order.
+    async fn lock_heads(
+        &self,
+        work: &mut Work,
+        group: &Group,
+    ) -> Result<BTreeMap<Chain, HeadRow>, storage::Error> {
+        let mut chains: BTreeSet<Chain> =
+            group.changes.iter().map(|change| change.chain()).collect();
+        for (recording, _) in &group.recordings {
+            for (chain, _) in &recording.events {
+                if !chains.contains(chain) {
+                    chains.insert(chain.clone());
+                }
+            }
+        }
+        let mut heads = BTreeMap::new();
+        for chain in chains {
+            let head = lock_head(work, &chain, self.core.epoch).await?;
+            heads.insert(chain, head);
+        }
+        Ok(heads)
+    }
+
+    /// Holds what each read relied on against the database.
+    async fn verdicts(
+        &mut self,
+        work: &mut Work,
+        group: &Group,
+    ) -> Result<Vec<Recorded>, storage::Error> {
+        if self.core.database.is_shared()
+            || self.known.stages.len() + self.known.tokens.len() > KNOWN_EPOCHS_MAX
+        {
+            self.known.clear();
+        }
+        let relied = || {
+            group
+                .recordings
+                .iter()
+                .map(|(recording, _)| &recording.relied)
+        };
+        let stages: BTreeSet<&StageId> = relied()
+            .flat_map(|relied| &relied.stages)
+            .map(|(stage, _)| stage)
+            .filter(|stage| !self.known.stages.contains_key(stage))
+            .collect();
+        if !stages.is_empty() {
+            let epochs = storage::projects::stage_epochs(
+                &mut work.db,
+                &stages.into_iter().collect::<Vec<_>>(),
+            )
+            .await?;
+            self.known.stages.extend(epochs);
+        }
+        let tokens: BTreeSet<&TokenId> = relied()
+            .filter_map(|relied| relied.token.as_ref())
+            .map(|(token, _)| token)
+            .filter(|token| !self.known.tokens.contains_key(token))
+            .collect();
+        if !tokens.is_empty() {
+            let epochs = storage::credentials::token_epochs(
+                &mut work.db,
+                &tokens.into_iter().collect::<Vec<_>>(),
+            )
+            .await?;
+            self.known.tokens.extend(epochs);
+        }
+        Ok(relied()
+            .map(|relied| {
+                let token_held = relied
+                    .token
+                    .as_ref()
+                    .is_none_or(|(token, epoch)| self.known.tokens.get(token) == Some(epoch));
+                let stages_held = relied
+                    .stages
+                    .iter()
+                    .all(|(stage, epoch)| self.known.stages.get(stage) == Some(epoch));
+                match (token_held, stages_held) {
+                    (false, _) => Recorded::CredentialEnded,
+                    (true, false) => Recorded::StageChanged,
+                    (true, true) => Recorded::Durable,
+                }
+            })
+            .collect())
+    }
+}
+
+/// Where a chain ends, locked; begins the chain when there is none.
+async fn lock_head(work: &mut Work, chain: &Chain, epoch: i64) -> Result<HeadRow, storage::Error> {
+    if let Some(head) = storage::audit::lock_head(&mut work.db, chain.as_str()).await? {
+        return Ok(head);
+    }
+    storage::audit::insert_head(&mut work.db, chain.as_str(), epoch).await?;
+    let head = storage::audit::lock_head(&mut work.db, chain.as_str()).await?;
+    Ok(head.unwrap_or(HeadRow {
+        chain: chain.as_str().to_owned(),
+        epoch,
+        sequence: 0,
+        mac: Vec::new(),
+    }))
+}
+
+/// Counts what was used.
+async fn count(
+    work: &mut Work,
+    group: &Group,
+    verdicts: &[Recorded],
+) -> Result<(), storage::Error> {
+    let mut used = BTreeSet::new();
+    let mut units: BTreeMap<&OrganizationId, i64> = BTreeMap::new();
+    let durable = group
+        .recordings
+        .iter()
+        .zip(verdicts)
+        .filter(|(_, verdict)| **verdict == Recorded::Durable);
+    for ((recording, _), _) in durable {
+        if let Some((organization, token)) = &recording.used {
+            used.insert((organization, token));
+        }
+        if let Some(usage) = &recording.usage {
+            let counted = match &usage.request_key {
+                None => true,
+                Some(key) => {
+                    storage::usage::insert_request_key(
+                        &mut work.db,
+                        &usage.organization,
+                        usage.scope,
+                        key,
+                        usage.units,
+                        work.now_ms,
+                    )
+                    .await?
+                }
+            };
+            if counted {
+                *units.entry(&usage.organization).or_default() += usage.units;
+            }
+        }
+    }
+    for (organization, token) in used {
+        storage::credentials::touch_token(&mut work.db, organization, token, work.now_ms).await?;
+    }
+    for (organization, units) in units {
+        storage::usage::add_usage(
+            &mut work.db,
+            organization,
+            "dynamic_requests",
+            units,
+            work.now_ms,
+        )
+        .await?;
+    }
+    Ok(())
+}
