@@ -2,7 +2,8 @@
 # What the node is made of and what outlives it: Debian's packages, the programs of go.mod, and
 # the images that no registry can give here. Read by `node`.
 
-PACKAGES=(runc iptables iproute2 util-linux procps busybox-static buildah openssl postgresql curl jq)
+PACKAGES=(runc iptables iproute2 util-linux procps busybox-static buildah openssl postgresql)
+PACKAGES+=(curl jq)
 
 # pinned MODULE: its version in go.mod.
 pinned() { awk -v module="$1" '$1 == module && $2 ~ /^v/ { print $2; exit }' "$HERE/go.mod"; }
@@ -107,7 +108,7 @@ packages() {
     mkdir /etc/postgresql-common
     echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
   fi
-  export DEBIAN_FRONTEND=noninteractive
+  export DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1
   apt-get -o DPkg::Lock::Timeout=300 update >&2
   "${command[@]}" >&2
 }
