@@ -199,15 +199,23 @@ impl Controller {
     pub async fn run(self, shutdown: watch::Receiver<bool>) {
         let context = self.context;
         let of_project = Arc::clone(&context);
+        let known = Arc::clone(&context);
         let projects = self
             .projects
             .reconcile_all_on(gains(self.leads.clone()))
             .graceful_shutdown_on(down(shutdown.clone()))
             .run(reconcile_project, retry, Arc::clone(&context))
-            .for_each(|result| async {
-                if let Err(error) = result {
-                    log(&error);
+            .for_each(move |result| {
+                match result {
+                    Err(ControllerError::ObjectNotFound(project)) => {
+                        let namespace = project.namespace.as_deref().unwrap_or_default();
+                        let key = key_of(&BarekeyProject::kind(&()), namespace, &project.name);
+                        known.paces().remove(&key);
+                    }
+                    Err(error) => log(&error),
+                    Ok(_) => {}
                 }
+                std::future::ready(())
             });
         let gone = Arc::clone(&context);
         let stages = self

@@ -85,12 +85,10 @@ impl Reason {
             | Self::NotOwned
             | Self::SlugTaken
             | Self::ProjectNotFound
+            | Self::ProjectNotReady
             | Self::AwaitingConfirmation
             | Self::InvalidSpec => true,
-            Self::Ready
-            | Self::OrganizationNotFound
-            | Self::ProjectNotReady
-            | Self::StorageUnavailable => false,
+            Self::Ready | Self::OrganizationNotFound | Self::StorageUnavailable => false,
         }
     }
 
@@ -1336,13 +1334,15 @@ mod tests {
     }
 
     #[test]
-    fn access_ends_with_everything_that_waiting_does_not_heal() {
+    fn access_ends_unless_the_resource_counts_or_nothing_can_be_said_of_it() {
         for reason in [
             Reason::OrganizationNotAllowed,
             Reason::NotOwned,
             Reason::SlugTaken,
             Reason::ProjectNotFound,
+            Reason::ProjectNotReady,
             Reason::AwaitingConfirmation,
+            Reason::InvalidSpec,
         ] {
             assert!(reason.ends_access(), "{reason:?}");
         }
