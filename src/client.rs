@@ -10,7 +10,6 @@
 
 mod connection;
 mod retry;
-#[cfg(test)]
 pub(crate) mod test_server;
 mod trust;
 

@@ -528,9 +528,14 @@ fn character_literal(text: &[char]) -> Option<usize> {
     }
 }
 
-/// `code` without its unit tests: from `#[cfg(test)]` on to the end of what follows.
+/// `code` without its unit tests: from `#[cfg(test)]` on to the end of what follows; nothing of a file that says
+/// `#![cfg(test)]` of itself.
 fn without_tests(code: &str) -> String {
     const MARK: &str = "#[cfg(test)]";
+    const WHOLE: &str = "#![cfg(test)]";
+    if code.contains(WHOLE) {
+        return String::new();
+    }
     let mut out = String::new();
     let mut rest = code;
     while let Some(at) = rest.find(MARK) {
@@ -1099,6 +1104,11 @@ fn arrows_in_comments_texts_and_unit_tests_are_not_arrows() {
         ),
     );
     assert_eq!(problems(&forbidden_arrows(&source)), [""; 0]);
+    let whole = planted(
+        "src/domain/fixture.rs",
+        "//! For tests.\n#![cfg(test)]\nuse crate::vault::Vault;\n",
+    );
+    assert_eq!(problems(&forbidden_arrows(&whole)), [""; 0]);
     let after = planted(
         "src/domain.rs",
         "#[cfg(test)]\nmod tests {\n    use crate::vault::Vault;\n}\nuse crate::api::router;\n",

@@ -1,4 +1,5 @@
 //! For tests: a TLS server with an authority of its own, whose answers a test writes.
+#![cfg(test)]
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
