@@ -15,9 +15,23 @@
 
 mod cluster;
 mod harness;
+mod injection_outages;
+mod injection_refusals;
+mod injection_setting;
+mod injection_values;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    harness::run([cluster::journeys()].into_iter().flatten().collect())
+    harness::run(
+        [
+            cluster::journeys(),
+            injection_values::journeys(),
+            injection_refusals::journeys(),
+            injection_outages::journeys(),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
+    )
 }

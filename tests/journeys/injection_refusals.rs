@@ -1,0 +1,312 @@
+//! Pods that are refused, each with what would pass; and what tricks gain: nothing.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::harness::{Installation, Journey, Namespace, eventually};
+use crate::injection_setting::{PRINT_HASH, Setting, asking, pod, spec};
+
+pub(crate) fn journeys() -> Vec<Journey> {
+    vec![
+        Journey::shared(
+            "what_a_pod_cannot_have_is_refused_with_what_to_write",
+            what_a_pod_cannot_have,
+        ),
+        Journey::shared(
+            "a_probe_that_names_a_variable_is_refused",
+            a_probe_that_names_a_variable,
+        ),
+        Journey::shared(
+            "an_account_without_access_is_refused",
+            an_account_without_access,
+        ),
+        Journey::shared(
+            "access_taken_away_refuses_the_next_start",
+            access_taken_away,
+        ),
+        Journey::shared("a_hand_written_token_reads_nothing", a_hand_written_token),
+        Journey::shared("a_posted_review_gains_nothing", a_posted_review),
+        Journey::shared("a_dry_run_changes_nothing", a_dry_run),
+    ]
+}
+
+fn what_a_pod_cannot_have(namespace: &Namespace) {
+    Installation::shared();
+    namespace.make_service_account("shop");
+    let plain = || pod("refused", &json!({}), &spec(PRINT_HASH));
+    let annotated = |key: &str, value: &str| {
+        let mut pod = asking("refused", PRINT_HASH);
+        pod["metadata"]["annotations"][key] = json!(value);
+        pod
+    };
+    let changed = |mut pod: Value, pointer: &str, value: Value| {
+        *pod.pointer_mut(pointer).expect("the field is there") = value;
+        pod
+    };
+    let entry = json!([{"name": "BAREKEY_ALLOWANCE", "value": "{\"v\":1,\"stage\":\"stg_1\"}"}]);
+    let with_entry = |mut pod: Value| {
+        pod["spec"]["containers"][0]["env"] = entry.clone();
+        pod
+    };
+    for (manifest, told) in [
+        (
+            changed(
+                asking("refused", ""),
+                "/spec/containers/0/command",
+                json!(null),
+            ),
+            "container app has no command, and this version of barekey cannot learn the entrypoint of its image: set command",
+        ),
+        (
+            annotated("barekey.dev/stgae", "x"),
+            "annotation barekey.dev/stgae is not known: did you mean barekey.dev/stage?",
+        ),
+        (
+            annotated("barekey.dev/on-change", "restart"),
+            "annotation barekey.dev/on-change is not in this version of barekey: remove it",
+        ),
+        (
+            annotated("barekey.dev/mode", "file"),
+            "barekey.dev/mode: \"file\" is not in this version of barekey: write wrap",
+        ),
+        (
+            annotated("barekey.dev/containers", "apps"),
+            "barekey.dev/containers names \"apps\", and the pod has app",
+        ),
+        (
+            with_entry(asking("refused", PRINT_HASH)),
+            "container app sets BAREKEY_ALLOWANCE, which only barekey's webhook writes",
+        ),
+        (
+            with_entry(plain()),
+            "container app sets BAREKEY_ALLOWANCE, which only barekey's webhook writes",
+        ),
+    ] {
+        let refusal = namespace.refuse(manifest.to_string());
+        assert!(
+            refusal.contains(&format!("pod {}/refused: {told}", namespace.name())),
+            "{refusal}"
+        );
+        assert_eq!(namespace.get("pod/refused"), None);
+    }
+    // A misspelt key alone is looked at too.
+    let alone = pod(
+        "refused",
+        &json!({"barekey.dev/stgae": "x"}),
+        &spec(PRINT_HASH),
+    );
+    let refusal = namespace.refuse(alone.to_string());
+    assert!(
+        refusal.contains("did you mean barekey.dev/stage?"),
+        "{refusal}"
+    );
+}
+
+fn a_probe_that_names_a_variable(namespace: &Namespace) {
+    Setting::make(namespace);
+    let probing = |name: &str, text: &str| {
+        let mut pod = asking(name, "exec sleep infinity");
+        pod["spec"]["containers"][0]["livenessProbe"] =
+            json!({"exec": {"command": ["/bin/sh", "-c", text]}});
+        pod.to_string()
+    };
+    let refusal = namespace.refuse(probing("blind", "test -n \"$DATABASE_URL\""));
+    assert!(
+        refusal.contains("container app: its livenessProbe names DATABASE_URL"),
+        "{refusal}"
+    );
+    namespace.apply(probing("fine", "test -d /proc/1"));
+    namespace.wait_pod("fine");
+}
+
+fn an_account_without_access(namespace: &Namespace) {
+    Setting::make(namespace);
+    let mut template = asking("web", PRINT_HASH);
+    template["metadata"] = json!({
+        "labels": {"of": "web"}, "annotations": {"barekey.dev/stage": "development"},
+    });
+    template["spec"]["serviceAccountName"] = json!("default");
+    template["spec"]["restartPolicy"] = json!("Always");
+    let deployment = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+        "spec": {
+            "selector": {"matchLabels": {"of": "web"}},
+            "template": {"metadata": template["metadata"], "spec": template["spec"]},
+        },
+    });
+    namespace.apply(deployment.to_string());
+    let account = format!(
+        "the service account default of namespace {}",
+        namespace.name()
+    );
+    namespace.wait_event(&["ReplicaSet/web", "FailedCreate", &account, "spec.access"]);
+    assert!(namespace.list("pods").is_empty());
+
+    // Of a stage that is not there it is told the same.
+    let refusal = |stage: &str| {
+        let mut pod = asking("web", PRINT_HASH);
+        pod["spec"]["serviceAccountName"] = json!("default");
+        pod["metadata"]["annotations"]["barekey.dev/stage"] = json!(stage);
+        namespace.refuse(pod.to_string())
+    };
+    assert_eq!(
+        refusal("development").replace("/development", "/absent"),
+        refusal("absent")
+    );
+
+    // Once it has access, the workload recovers by itself.
+    let access = json!({"spec": {"access": [{"serviceAccounts": ["shop", "default"]}]}});
+    namespace
+        .kubectl([
+            "patch",
+            "bks/development",
+            "--type=merge",
+            "--patch",
+            &access.to_string(),
+        ])
+        .succeed();
+    eventually("a pod of the deployment", || {
+        match namespace.list("pods").len() {
+            0 => Err("there is none".to_owned()),
+            _ => Ok(()),
+        }
+    });
+}
+
+fn access_taken_away(namespace: &Namespace) {
+    let setting = Setting::make(namespace);
+    let mut running = asking(
+        "running",
+        &format!("{PRINT_HASH}; trap 'exit 0' TERM; sleep infinity & wait"),
+    );
+    running["spec"]["restartPolicy"] = json!("Always");
+    namespace.apply(running.to_string());
+    namespace.wait_pod("running");
+    setting.is_in(&namespace.logs("running"));
+
+    let access = json!({"spec": {"access": []}}).to_string();
+    namespace
+        .kubectl([
+            "patch",
+            "bks/development",
+            "--type=merge",
+            "--patch",
+            &access,
+        ])
+        .succeed();
+    namespace.wait_ready("bks/development");
+    let refusal = namespace.refuse(asking("new", PRINT_HASH).to_string());
+    assert!(refusal.contains("spec.access"), "{refusal}");
+
+    // What runs keeps running; what starts again is refused, and says why.
+    let pod = namespace.get("pod/running").expect("it is there");
+    assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
+    namespace.exec("running", &["kill", "1"]).succeed();
+    let message = eventually("a start that is refused", || {
+        let pod = namespace.get("pod/running").ok_or("it is gone")?;
+        let status = &pod["status"]["containerStatuses"][0];
+        [&status["state"], &status["lastState"]]
+            .iter()
+            .find_map(|state| state["terminated"]["message"].as_str().map(str::to_owned))
+            .ok_or_else(|| status.to_string())
+    });
+    assert!(message.contains("spec.access"), "{message}");
+    namespace.wait_event(&["Pod/running", "AccessRefused", "spec.access"]);
+}
+
+fn a_hand_written_token(namespace: &Namespace) {
+    let setting = Setting::make(namespace);
+    let installation = Installation::shared();
+    let audience = format!("barekey.{}.svc", installation.namespace());
+    let token_volume = json!([{"name": "token", "projected": {"sources": [
+        {"serviceAccountToken": {"audience": audience, "path": "token"}}]}}]);
+    let mut by_hand = pod("by-hand", &json!({}), &spec("exec sleep infinity"));
+    by_hand["spec"]["volumes"] = token_volume;
+    by_hand["spec"]["containers"][0]["volumeMounts"] =
+        json!([{"name": "token", "mountPath": "/token"}]);
+    let said = namespace
+        .kubectl(["apply", "-f", "-"])
+        .stdin(by_hand.to_string())
+        .output();
+    assert!(said.status.success(), "{said}");
+    assert!(
+        said.stderr.contains("it reads nothing"),
+        "a warning: {said}"
+    );
+    namespace.wait_pod("by-hand");
+    let token = namespace
+        .exec("by-hand", &["cat", "/token/token"])
+        .succeed();
+    let answer = installation
+        .api()
+        .post("/v1/pod/values")
+        .bearer(token.trim())
+        .json(&json!({"v": 1}))
+        .send();
+    answer.refused(403, "FORBIDDEN");
+    assert!(!setting.leaks_into(answer.text()));
+    namespace.wait_event(&["Pod/by-hand", "AccessRefused", "BAREKEY_ALLOWANCE"]);
+}
+
+fn a_posted_review(namespace: &Namespace) {
+    let setting = Setting::make(namespace);
+    let installation = Installation::shared();
+    let api = installation.api();
+    let review = |pod: Value| {
+        json!({
+            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+            "request": {
+                "uid": "1", "operation": "CREATE", "namespace": namespace.name(),
+                "resource": {"group": "", "version": "v1", "resource": "pods"},
+                "userInfo": {"username": "system:admin", "groups": ["system:masters"]},
+                "object": pod,
+            },
+        })
+    };
+    let answer = api
+        .post("/admission/pods")
+        .json(&review(asking("forged", PRINT_HASH)))
+        .send();
+    let response = answer.ok()["response"].clone();
+    assert_eq!(response["allowed"], true, "{response}");
+    let patch = STANDARD
+        .decode(response["patch"].as_str().expect("a patch"))
+        .expect("base64");
+    assert!(!setting.leaks_into(&String::from_utf8_lossy(&patch)));
+    assert_eq!(namespace.get("pod/forged"), None);
+
+    for bad in ["", "{}", "[]", "{\"kind\":\"AdmissionReview\"}", "\u{0}"] {
+        let answer = api.post("/admission/pods").body(bad).send();
+        assert_eq!(answer.status, 400, "{bad}");
+        assert!(
+            answer.text().contains("AdmissionReview"),
+            "{}",
+            answer.text()
+        );
+    }
+}
+
+fn a_dry_run(namespace: &Namespace) {
+    let setting = Setting::make(namespace);
+    let shown = namespace
+        .kubectl(["apply", "--dry-run=server", "-o", "json", "-f", "-"])
+        .stdin(asking("dry", PRINT_HASH).to_string())
+        .succeed();
+    assert!(shown.contains("BAREKEY_ALLOWANCE"), "it is injected");
+    assert!(!setting.leaks_into(&shown));
+    assert_eq!(namespace.get("pod/dry"), None);
+    let refusal = namespace
+        .kubectl(["apply", "--dry-run=server", "-f", "-"])
+        .stdin(
+            pod(
+                "dry",
+                &json!({"barekey.dev/stage": "absent"}),
+                &spec(PRINT_HASH),
+            )
+            .to_string(),
+        )
+        .fail()
+        .stderr;
+    assert!(refusal.contains("spec.access"), "{refusal}");
+}
