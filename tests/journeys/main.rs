@@ -13,11 +13,17 @@
     reason = "a journey that cannot go on panics, and the harness says where"
 )]
 
+mod chart_rendered;
 mod cluster;
 mod harness;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    harness::run([cluster::journeys()].into_iter().flatten().collect())
+    harness::run(
+        [chart_rendered::journeys(), cluster::journeys()]
+            .into_iter()
+            .flatten()
+            .collect(),
+    )
 }
