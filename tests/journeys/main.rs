@@ -13,6 +13,7 @@
     reason = "a journey that cannot go on panics, and the harness says where"
 )]
 
+mod chart_rendered;
 mod cluster;
 mod harness;
 mod injection_outages;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     harness::run(
         [
             cluster::journeys(),
+            chart_rendered::journeys(),
             injection_values::journeys(),
             injection_refusals::journeys(),
             injection_outages::journeys(),
