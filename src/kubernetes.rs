@@ -1,1 +1,269 @@
-//! Later.
+//! Everything that speaks to a Kubernetes API server: custom resources, controller, certificates, pod identity, webhook.
+//!
+//! ```text
+//!  resources      the custom resources, as types          crds          their YAML
+//!  controller     read → decide → act → tell              plan          the deciding part, pure
+//!  identity       pod tokens in, pod callers out          certificate   the CA, the leaf, the caBundle
+//!  lease          who leads; audit heads outside          events        what resources and pods are told
+//!  webhook        admission of pods over HTTP            injection     the deciding part, pure
+//!  uninstall      what goes before the operator goes
+//! ```
+//!
+//! [`start`] joins them; each of them can be read alone.
+
+pub mod certificate;
+pub mod controller;
+pub mod crds;
+pub mod events;
+pub mod identity;
+pub mod injection;
+pub mod lease;
+pub mod metrics;
+pub mod plan;
+pub mod resources;
+pub mod uninstall;
+pub mod webhook;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use kube::Client;
+use kube::runtime::reflector::Store;
+use serde::Deserialize;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::domain::names::{Namespace, OrganizationSlug};
+use crate::vault::{Clock, Vault};
+
+pub use self::injection::{AgentDelivery, AgentDeliverySettings};
+
+/// The API group of our kinds, and the prefix of our annotations.
+pub const GROUP: &str = "barekey.dev";
+/// The name under which we own fields of objects.
+pub const FIELD_MANAGER: &str = "barekey";
+/// Keeps a resource until what it declared is deleted in the vault.
+pub const FINALIZER: &str = "barekey.dev/cleanup";
+/// Confirms the deletion of variables; its value is the slug.
+pub const CONFIRM_DELETE_ANNOTATION: &str = "barekey.dev/confirm-delete";
+/// Where the heads of the audit chains are published, on our Lease.
+pub const AUDIT_HEADS_ANNOTATION: &str = "barekey.dev/audit-heads";
+
+/// What the operator is told about the cluster that it runs in.
+#[derive(Debug, Clone)]
+pub struct KubernetesSettings {
+    /// The operator's own namespace.
+    pub namespace: Namespace,
+    /// The operator's own pod: who holds the Lease, and who tells events.
+    pub pod_name: String,
+    /// The name of the Service in front of the operator.
+    pub service_name: String,
+    /// The port of that Service.
+    pub service_port: u16,
+    /// The name of the MutatingWebhookConfiguration.
+    pub webhook_configuration: String,
+    /// The name of the Lease.
+    pub lease: String,
+    /// Which namespaces speak for which organization.
+    pub organizations: Organizations,
+    /// How the in-pod agent is delivered.
+    pub agent: AgentDeliverySettings,
+    /// The operator's own TLS listener (API and webhook).
+    pub listen: SocketAddr,
+}
+
+impl KubernetesSettings {
+    /// What `kubectl exec` is told to enter, in messages: right for every kind of workload behind the Service.
+    pub fn exec_target(&self) -> String {
+        format!("service/{}", self.service_name)
+    }
+
+    /// The name that the serving certificate must have, and the audience of the tokens of pods: `SERVICE.NAMESPACE.svc`.
+    pub fn server_name(&self) -> String {
+        format!("{}.{}.svc", self.service_name, self.namespace)
+    }
+}
+
+/// Which namespaces speak for which organization: the chart's `organizations`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Organizations(BTreeMap<OrganizationSlug, OrganizationSpeakers>);
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OrganizationSpeakers {
+    #[serde(default)]
+    namespaces: BTreeSet<Namespace>,
+}
+
+/// Why a text is not a map of organizations.
+#[derive(Debug, thiserror::Error)]
+#[error("the organizations are not JSON of the form {{\"acme\":{{\"namespaces\":[\"shop\"]}}}}")]
+pub struct OrganizationsError(#[source] serde_json::Error);
+
+impl Organizations {
+    /// Whether resources of `namespace` may declare projects of `organization`.
+    pub fn may_speak(&self, namespace: &Namespace, organization: &OrganizationSlug) -> bool {
+        self.0
+            .get(organization)
+            .is_some_and(|speakers| speakers.namespaces.contains(namespace))
+    }
+}
+
+impl std::str::FromStr for Organizations {
+    type Err = OrganizationsError;
+
+    fn from_str(text: &str) -> Result<Self, OrganizationsError> {
+        serde_json::from_str(text).map_err(OrganizationsError)
+    }
+}
+
+/// Why the parts that speak to Kubernetes did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is no certificate to serve with.
+    #[error("there is no certificate to serve with")]
+    Certificate(#[from] certificate::CertificateError),
+}
+
+/// The parts that speak to Kubernetes, running.
+pub struct Running {
+    /// Serves the current leaf to whoever connects to our TLS listener.
+    pub certificate: Arc<dyn rustls::server::ResolvesServerCert>,
+    /// The certificate that pods and the API server trust.
+    pub authority: certificate::AuthorityCertificate,
+    /// Every BarekeyStage, as last seen.
+    pub stages: Store<resources::BarekeyStage>,
+    /// What admission works with, for [`webhook::router`].
+    pub admission: webhook::State,
+    /// Whether a handshake with our own listener verified against the live webhook configuration, once.
+    pub ready: watch::Receiver<bool>,
+    /// Whether this replica leads.
+    pub leads: watch::Receiver<bool>,
+    /// What runs. Each task ends soon after `shutdown` turns true; one that ends before is a fault.
+    pub tasks: JoinSet<&'static str>,
+}
+
+/// Starts leadership, certificates and the controller.
+///
+/// # Errors
+/// [`StartError`] when no certificate can be made or read. An API server that cannot be reached is no error: it is asked again.
+pub async fn start(
+    client: Client,
+    vault: Vault,
+    settings: Arc<KubernetesSettings>,
+    clock: Arc<dyn Clock>,
+    metrics: metrics::Metrics,
+    shutdown: watch::Receiver<bool>,
+) -> Result<Running, StartError> {
+    let certificates =
+        certificate::Certificates::open(vault.clone(), &settings, Arc::clone(&clock)).await?;
+    let certificate = certificates.resolver();
+    let authority = certificates.authority().clone();
+    let ready = certificates.ready();
+    let events = events::Events::new(client.clone(), &settings, Arc::clone(&clock));
+    let mut tasks = JoinSet::new();
+
+    let (leads_sender, leads) = watch::channel(false);
+    let lease = lease::Candidate::new(
+        client.clone(),
+        vault.clone(),
+        &settings,
+        Arc::clone(&clock),
+        metrics.clone(),
+        leads_sender,
+    );
+    tasks.spawn(named("lease", lease.run(shutdown.clone())));
+    tasks.spawn(named(
+        "certificates",
+        certificates.keep(
+            client.clone(),
+            events.clone(),
+            metrics.clone(),
+            leads.clone(),
+            shutdown.clone(),
+        ),
+    ));
+    let (given, given_now) =
+        watch::channel(Arc::new(webhook::injection_settings(&settings, &authority)));
+    tasks.spawn(named(
+        "addresses",
+        webhook::keep_addresses(given, shutdown.clone()),
+    ));
+    let controller = controller::Controller::new(
+        client.clone(),
+        vault.clone(),
+        settings,
+        clock,
+        events,
+        metrics.clone(),
+        leads.clone(),
+    );
+    let stages = controller.stages();
+    let admission = webhook::State::new(
+        webhook::ClusterFacts::new(client, stages.clone(), vault),
+        given_now,
+        metrics,
+    );
+    tasks.spawn(named("controller", controller.run(shutdown)));
+    Ok(Running {
+        certificate,
+        authority,
+        stages,
+        admission,
+        ready,
+        leads,
+        tasks,
+    })
+}
+
+/// An error and its causes, each said once.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let said = next.to_string();
+        // Some libraries repeat their cause in their own text.
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = next.source();
+    }
+    text
+}
+
+async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
+    task.await;
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_speaks_for_the_organizations_that_list_it_alone() {
+        let map: Organizations = r#"{"acme":{"namespaces":["shop"]},"idle":{}}"#.parse().unwrap();
+        let speaks = |namespace: &str, organization: &str| {
+            map.may_speak(&namespace.parse().unwrap(), &organization.parse().unwrap())
+        };
+        assert!(speaks("shop", "acme"));
+        assert!(!speaks("other", "acme"));
+        assert!(!speaks("shop", "idle"));
+        assert!(!speaks("shop", "absent"));
+    }
+
+    #[test]
+    fn a_map_with_a_misspelt_key_or_a_bad_slug_is_refused() {
+        for bad in [
+            r#"{"acme":{"namespace":["shop"]}}"#,
+            r#"{"Acme":{"namespaces":["shop"]}}"#,
+            r#"{"acme":{"namespaces":["Shop"]}}"#,
+            r#"["acme"]"#,
+        ] {
+            assert!(bad.parse::<Organizations>().is_err(), "{bad}");
+        }
+    }
+}

@@ -5,11 +5,16 @@
 //! allowance back from the API server; the agent reads both from its environment. Old pods restart old agents, so both
 //! carry their version `v` and have frozen vectors.
 
-use std::collections::{BTreeMap, BTreeSet};
+pub mod expansion;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::domain::names::{NamePattern, ObjectName, StageId, VariableName};
+use crate::domain::names::{NameError, NamePattern, Namespace, ObjectName, StageId, VariableName};
 
 /// The environment entry that holds a container's [`Allowance`].
 pub const ALLOWANCE_ENTRY: &str = "BAREKEY_ALLOWANCE";
@@ -74,25 +79,29 @@ pub enum FormError {
     },
 }
 
+/// Reads the version first, since another version may have other fields.
+fn parse_form<T: DeserializeOwned>(entry: &'static str, text: &str) -> Result<T, FormError> {
+    #[derive(Deserialize)]
+    struct Version {
+        v: u32,
+    }
+
+    let malformed = |source| FormError::Malformed { entry, source };
+    let Version { v } = serde_json::from_str(text).map_err(malformed)?;
+    if v == FORM_VERSION {
+        serde_json::from_str(text).map_err(malformed)
+    } else {
+        Err(FormError::UnknownVersion { entry, v })
+    }
+}
+
 impl Allowance {
     /// Reads the JSON form.
     ///
     /// # Errors
     /// [`FormError`] for anything but a version 1 allowance.
     pub fn parse(text: &str) -> Result<Self, FormError> {
-        let allowance: Self =
-            serde_json::from_str(text).map_err(|source| FormError::Malformed {
-                entry: ALLOWANCE_ENTRY,
-                source,
-            })?;
-        if allowance.v == FORM_VERSION {
-            Ok(allowance)
-        } else {
-            Err(FormError::UnknownVersion {
-                entry: ALLOWANCE_ENTRY,
-                v: allowance.v,
-            })
-        }
+        parse_form(ALLOWANCE_ENTRY, text)
     }
 
     /// Whether the container may ask for the value of `name` (the name in the stage).
@@ -102,8 +111,11 @@ impl Allowance {
             || self.rename.values().any(|old| old == name)
     }
 
-    /// Whether `name` becomes an environment variable of its own name.
+    /// Whether `name` becomes an environment variable of its own name. One of the agent's own entries never does.
     pub fn exports(&self, name: &VariableName) -> bool {
+        if is_reserved_entry(name.as_str()) {
+            return false;
+        }
         match &self.variables {
             None => !is_set_only_by_name(name.as_str()),
             Some(patterns) => patterns.iter().any(|pattern| match pattern {
@@ -168,18 +180,7 @@ impl AgentSettings {
     /// # Errors
     /// [`FormError`] for anything but version 1 settings.
     pub fn parse(text: &str) -> Result<Self, FormError> {
-        let settings: Self = serde_json::from_str(text).map_err(|source| FormError::Malformed {
-            entry: SETTINGS_ENTRY,
-            source,
-        })?;
-        if settings.v == FORM_VERSION {
-            Ok(settings)
-        } else {
-            Err(FormError::UnknownVersion {
-                entry: SETTINGS_ENTRY,
-                v: settings.v,
-            })
-        }
+        parse_form(SETTINGS_ENTRY, text)
     }
 }
 
@@ -187,7 +188,166 @@ impl AgentSettings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StageReference {
     /// The namespace; `None` for the pod's own.
-    pub namespace: Option<crate::domain::names::Namespace>,
+    pub namespace: Option<Namespace>,
     /// The resource's name.
     pub name: ObjectName,
+}
+
+impl FromStr for StageReference {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        match text.split_once('/') {
+            Some((namespace, name)) => Ok(Self {
+                namespace: Some(namespace.parse()?),
+                name: name.parse()?,
+            }),
+            None => Ok(Self {
+                namespace: None,
+                name: text.parse()?,
+            }),
+        }
+    }
+}
+
+impl fmt::Display for StageReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{namespace}/{}", self.name),
+            None => write!(f, "{}", self.name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The forms of every version ever written; they must read the same for ever.
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Vectors {
+        allowances: Vec<AllowanceVector>,
+        settings: Vec<SettingsVector>,
+        other_versions: Vec<String>,
+        malformed: Vec<String>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct AllowanceVector {
+        what: String,
+        text: String,
+        exports: Vec<VariableName>,
+        exports_not: Vec<VariableName>,
+        covers_not: Vec<VariableName>,
+        required: Vec<VariableName>,
+    }
+
+    #[derive(Deserialize)]
+    struct SettingsVector {
+        what: String,
+        text: String,
+    }
+
+    fn vectors() -> Vectors {
+        serde_json::from_str(include_str!("../../tests/vectors/pod-forms.json")).unwrap()
+    }
+
+    #[test]
+    fn frozen_allowances_read_and_write_as_they_did() {
+        for vector in vectors().allowances {
+            let what = vector.what;
+            let allowance = Allowance::parse(&vector.text).unwrap();
+            assert_eq!(
+                serde_json::to_string(&allowance).unwrap(),
+                vector.text,
+                "{what}"
+            );
+            for name in &vector.exports {
+                assert!(
+                    allowance.exports(name) && allowance.covers(name),
+                    "{what}: {name}"
+                );
+            }
+            for name in &vector.exports_not {
+                assert!(!allowance.exports(name), "{what}: {name}");
+            }
+            for name in &vector.covers_not {
+                assert!(!allowance.covers(name), "{what}: {name}");
+            }
+            for name in &vector.required {
+                assert!(allowance.covers(name), "{what}: {name}");
+            }
+            assert_eq!(
+                allowance.required(),
+                vector.required.iter().collect(),
+                "{what}"
+            );
+        }
+    }
+
+    #[test]
+    fn frozen_settings_read_and_write_as_they_did() {
+        for vector in vectors().settings {
+            let settings = AgentSettings::parse(&vector.text).unwrap();
+            assert_eq!(
+                serde_json::to_string(&settings).unwrap(),
+                vector.text,
+                "{}",
+                vector.what
+            );
+        }
+    }
+
+    #[test]
+    fn another_version_is_named_and_anything_else_is_malformed() {
+        for text in vectors().other_versions {
+            assert!(
+                matches!(
+                    Allowance::parse(&text),
+                    Err(FormError::UnknownVersion { .. })
+                ),
+                "{text}"
+            );
+        }
+        for text in vectors().malformed {
+            assert!(
+                matches!(Allowance::parse(&text), Err(FormError::Malformed { .. })),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn reserved_entries_are_the_agents_alone() {
+        for reserved in [
+            "BAREKEY_ALLOWANCE",
+            "BAREKEY_AGENT_SETTINGS",
+            "BAREKEY_AGENT_",
+        ] {
+            assert!(is_reserved_entry(reserved), "{reserved}");
+        }
+        for free in [
+            "BAREKEY_ORG",
+            "BAREKEY_AGENT",
+            "BAREKEY_ALLOWANCES",
+            "BAREKEY_TOKEN",
+        ] {
+            assert!(!is_reserved_entry(free), "{free}");
+        }
+    }
+
+    #[test]
+    fn a_stage_reference_is_a_name_with_or_without_a_namespace() {
+        let reference: StageReference = "vaults/backend.production".parse().unwrap();
+        assert_eq!(reference.to_string(), "vaults/backend.production");
+        assert_eq!(
+            "production".parse::<StageReference>().unwrap().namespace,
+            None
+        );
+        for bad in ["", "/", "a/", "/a", "a/b/c", "A", "a b"] {
+            assert!(bad.parse::<StageReference>().is_err(), "{bad:?}");
+        }
+    }
 }

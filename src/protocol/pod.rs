@@ -36,3 +36,19 @@ pub struct PodValuesResponse {
     /// The id of the request.
     pub request_id: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frozen_bodies_read_and_write_as_they_did() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/vectors/pod-forms.json")).unwrap();
+        let text = |name: &str| vectors["route"][name].as_str().unwrap();
+        let request: PodValuesRequest = serde_json::from_str(text("request")).unwrap();
+        assert_eq!(serde_json::to_string(&request).unwrap(), text("request"));
+        let response: PodValuesResponse = serde_json::from_str(text("response")).unwrap();
+        assert_eq!(serde_json::to_string(&response).unwrap(), text("response"));
+    }
+}

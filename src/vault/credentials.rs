@@ -1,6 +1,6 @@
 //! API tokens: made, revoked, recognised.
 use super::{Unavailable, Vault};
-use crate::crypto::tokens::PresentedToken;
+pub use crate::crypto::tokens::PresentedToken;
 use crate::domain::access::{Caller, Role};
 use crate::domain::audit::Origin;
 use crate::domain::names::{OrganizationSlug, ProjectSlug, StageSlug, TokenId};

@@ -1,1 +1,23 @@
-fn main() {}
+//! Whole-system journeys on a real Kubernetes: one file each, named by what a user gets.
+//!
+//! `make test` runs them inside our own node (`tests/cluster/node`). With `KUBECONFIG` and
+//! `BAREKEY_IMAGE_LOADER` (a command that takes image files) they run on that cluster instead, and
+//! what needs the inside of a node is listed as not run there.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a journey that cannot go on panics, and the harness says where"
+)]
+
+mod cluster;
+mod harness;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    harness::run([cluster::journeys()].into_iter().flatten().collect())
+}

@@ -1,0 +1,448 @@
+//! From a request to a call: body, shape, credential, in this order, so that each refusal is the documented one.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{ConnectInfo, FromRequest, Request};
+use axum::http::{HeaderMap, HeaderName, header, request};
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::{DeserializeOwned, IgnoredAny};
+
+use super::error::{ApiError, Code};
+use super::exchange::{self, RequestId};
+use super::{Api, limits};
+use crate::domain::access::Caller;
+use crate::domain::audit::Origin;
+use crate::vault::credentials::{AuthenticateError, PresentedToken};
+
+const REQUEST_KEY: HeaderName = HeaderName::from_static("x-barekey-request-key");
+
+/// What a route asks, once every name in it is a name and every list is short enough.
+pub(crate) trait Ask: Sized + Send {
+    /// The body that it is made of.
+    type Body: DeserializeOwned + Send;
+    /// The longest body, in bytes.
+    const BODY_BYTES_MAX: usize = limits::BODY_BYTES_MAX;
+    /// Whether the route is for pods.
+    const FOR_PODS: bool = false;
+
+    /// Checks the shape.
+    ///
+    /// # Errors
+    /// A 400 that names the field, the check and what would pass.
+    fn shape(body: Self::Body) -> Result<Self, ApiError>;
+}
+
+/// A request that passed: who asks, from where, and what.
+pub(crate) struct Call<A> {
+    /// Who asks.
+    pub(crate) caller: Caller,
+    /// From where.
+    pub(crate) origin: Origin,
+    /// `x-barekey-request-key`, if it was sent.
+    pub(crate) request_key: Option<String>,
+    /// What.
+    pub(crate) ask: A,
+}
+
+impl<A: Ask> FromRequest<Api> for Call<A> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let bytes = read_body(body, A::BODY_BYTES_MAX).await?;
+        let ask = A::shape(parse(&bytes)?)?;
+        drop(bytes);
+        let request_key = request_key(&parts.headers)?;
+        let (caller, origin) = recognise(&parts, api, A::FOR_PODS).await?;
+        Ok(Self {
+            caller,
+            origin,
+            request_key,
+            ask,
+        })
+    }
+}
+
+/// A request without a body, by anyone with a credential.
+pub(crate) struct Visit {
+    /// Who asks.
+    pub(crate) caller: Caller,
+    /// From where.
+    pub(crate) origin: Origin,
+}
+
+impl FromRequest<Api> for Visit {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
+        let (parts, _) = request.into_parts();
+        let (caller, origin) = recognise(&parts, api, false).await?;
+        Ok(Self { caller, origin })
+    }
+}
+
+async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
+    let too_large = || {
+        ApiError::new(
+            Code::RequestTooLarge,
+            format!("the body is longer than {bytes_max} bytes; send fewer or shorter entries"),
+        )
+    };
+    if axum::body::HttpBody::size_hint(&body).lower() > bytes_max as u64 {
+        return Err(too_large());
+    }
+    let collected = tokio::time::timeout(
+        limits::BODY_TIME_MAX,
+        Limited::new(body, bytes_max).collect(),
+    );
+    match collected.await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(ApiError::new(
+            Code::InvalidRequest,
+            "the body broke off before its end",
+        )),
+        Err(_) => Err(ApiError::new(
+            Code::RequestTimeout,
+            format!(
+                "the body did not arrive within {} seconds",
+                limits::BODY_TIME_MAX.as_secs()
+            ),
+        )),
+    }
+}
+
+/// JSON first and whole, then the shape. The parser's own message is not passed on, since it quotes what it read, which may
+/// be a value.
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let text = std::str::from_utf8(bytes)
+        .map_err(|_| ApiError::new(Code::InvalidJson, "the body is not UTF-8"))?;
+    serde_json::from_str::<IgnoredAny>(text).map_err(|error| not_json(&error))?;
+    serde_json::from_str(text).map_err(|error| {
+        if !error.is_data() {
+            return not_json(&error);
+        }
+        let said = error.to_string();
+        let problem = ["missing field `", "duplicate field `"]
+            .iter()
+            .find_map(|start| {
+                let field = said.strip_prefix(start)?.split('`').next()?;
+                Some(format!("{start}{field}`"))
+            })
+            .unwrap_or_else(|| "a field has another type than it should".to_owned());
+        ApiError::new(
+            Code::InvalidRequest,
+            format!(
+                "{problem} (line {}, column {}); GET /openapi.json describes the body",
+                error.line(),
+                error.column()
+            ),
+        )
+    })
+}
+
+fn not_json(error: &serde_json::Error) -> ApiError {
+    ApiError::new(
+        Code::InvalidJson,
+        format!(
+            "the body is not JSON (line {}, column {})",
+            error.line(),
+            error.column()
+        ),
+    )
+}
+
+fn request_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(value) = headers.get(REQUEST_KEY) else {
+        return Ok(None);
+    };
+    match value.to_str() {
+        Ok(text)
+            if (1..=limits::REQUEST_KEY_BYTES_MAX).contains(&text.len())
+                && text.bytes().all(|byte| byte.is_ascii_graphic()) =>
+        {
+            Ok(Some(text.to_owned()))
+        }
+        _ => Err(ApiError::new(
+            Code::InvalidRequest,
+            format!(
+                "x-barekey-request-key must be 1 to {} visible ASCII characters",
+                limits::REQUEST_KEY_BYTES_MAX
+            ),
+        )),
+    }
+}
+
+/// The credential, and whose it is.
+async fn recognise(
+    parts: &request::Parts,
+    api: &Api,
+    pod_route: bool,
+) -> Result<(Caller, Origin), ApiError> {
+    let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+    let id = parts
+        .extensions
+        .get::<RequestId>()
+        .cloned()
+        .ok_or_else(ApiError::internal)?;
+    let origin = exchange::origin(&parts.headers, peer, &id, pod_route);
+
+    let Some(token) = bearer(&parts.headers) else {
+        api.vault().count_unknown_caller();
+        return Err(ApiError::new(
+            Code::Unauthorized,
+            "there is no credential: send the header `Authorization: Bearer …` with a token of barekey (bk_api_…)",
+        ));
+    };
+    let address = peer.map(exchange::address);
+    if let Some(wait) = api.failures().must_wait(address, &token) {
+        api.metrics().rate_limited();
+        return Err(too_many(wait));
+    }
+    match api.vault().authenticate(&token).await {
+        Ok(caller) => {
+            api.failures().recognised(&token);
+            Ok((caller, origin))
+        }
+        Err(error @ (AuthenticateError::Unknown | AuthenticateError::PodRefused { .. })) => {
+            api.metrics().failed_token();
+            if let Some(wait) = api.failures().failed(address) {
+                api.metrics().rate_limited();
+                return Err(too_many(wait));
+            }
+            api.vault().count_unknown_caller();
+            Err(error.into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn too_many(wait: Duration) -> ApiError {
+    let seconds = u32::try_from(wait.as_secs())
+        .unwrap_or(u32::MAX)
+        .saturating_add(1);
+    ApiError::new(
+        Code::RateLimited,
+        "too many refused credentials from this address; wait, then send one that is good",
+    )
+    .retry_after(seconds)
+}
+
+/// The text behind `Bearer `, if there is exactly one such header and it is short enough to be one.
+fn bearer(headers: &HeaderMap) -> Option<PresentedToken> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return None;
+    };
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    let token = token.trim();
+    let sane = scheme.eq_ignore_ascii_case("bearer")
+        && (1..=limits::CREDENTIAL_BYTES_MAX).contains(&token.len())
+        && token.bytes().all(|byte| byte.is_ascii_graphic());
+    sane.then(|| PresentedToken::new(token.to_owned()))
+}
+
+/// Counts refused credentials by address, and holds an address up that sends too many. A credential that was recognised
+/// since the start is not held up by its neighbours' failures.
+pub(crate) struct FailedTokens {
+    limiter: DefaultKeyedRateLimiter<IpAddr>,
+    clock: DefaultClock,
+    waiting: RwLock<HashMap<IpAddr, Instant>>,
+    /// Keyed 64-bit hashes, made with a key of this process: good for being let past the limiter, never for being let in.
+    recognised: RwLock<HashSet<u64>>,
+    hasher: RandomState,
+}
+
+impl FailedTokens {
+    /// With the limits of [`limits`].
+    pub(crate) fn new() -> Self {
+        let one = NonZeroU32::MIN;
+        let per_second = NonZeroU32::new(limits::FAILED_TOKENS_PER_SECOND).unwrap_or(one);
+        let burst = NonZeroU32::new(limits::FAILED_TOKENS_BURST).unwrap_or(one);
+        Self {
+            limiter: RateLimiter::keyed(Quota::per_second(per_second).allow_burst(burst)),
+            clock: DefaultClock::default(),
+            waiting: RwLock::default(),
+            recognised: RwLock::default(),
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// How long a request must wait before its credential is looked at; `None` for not at all.
+    fn must_wait(&self, address: Option<IpAddr>, token: &PresentedToken) -> Option<Duration> {
+        let network = network(address?);
+        let until = {
+            let waiting = self.waiting.read().unwrap_or_else(PoisonError::into_inner);
+            *waiting.get(&network)?
+        };
+        let wait = until.checked_duration_since(Instant::now())?;
+        let known = self
+            .recognised
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(&self.hasher.hash_one(token.reveal()));
+        (!known).then_some(wait)
+    }
+
+    /// Remembers a credential that was recognised.
+    fn recognised(&self, token: &PresentedToken) {
+        let hash = self.hasher.hash_one(token.reveal());
+        {
+            let recognised = self
+                .recognised
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
+            if recognised.contains(&hash) {
+                return;
+            }
+        }
+        let mut recognised = self
+            .recognised
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if recognised.len() >= limits::RECOGNISED_TOKENS_KEPT {
+            recognised.clear();
+        }
+        recognised.insert(hash);
+    }
+
+    /// Counts a refused credential; `Some` when the address has sent too many and must wait so long.
+    fn failed(&self, address: Option<IpAddr>) -> Option<Duration> {
+        let network = network(address?);
+        let refused = self.limiter.check_key(&network).err()?;
+        let wait = refused.wait_time_from(self.clock.now());
+        let now = Instant::now();
+        let mut waiting = self.waiting.write().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() >= limits::FAILED_ADDRESSES_KEPT {
+            waiting.retain(|_, until| *until > now);
+        }
+        waiting.insert(network, now + wait);
+        if self.limiter.len() >= limits::FAILED_ADDRESSES_KEPT {
+            self.limiter.retain_recent();
+        }
+        Some(wait)
+    }
+}
+
+/// What one sender is: an IPv4 address, or the /64 network of an IPv6 one.
+fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(six) => {
+            let network = six.to_bits() & !u128::from(u64::MAX);
+            IpAddr::V6(Ipv6Addr::from_bits(network))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::environment::WriteRequest;
+
+    fn presented(text: &str) -> PresentedToken {
+        PresentedToken::new(text.to_owned())
+    }
+
+    #[test]
+    fn what_is_not_json_is_told_apart_from_what_has_another_shape() {
+        for text in [
+            "",
+            "{",
+            "{} x",
+            "{\"name\": tru}",
+            "nul",
+            "{\"a\":\"\u{1}\"}",
+        ] {
+            let error = parse::<WriteRequest>(text.as_bytes()).unwrap_err();
+            assert_eq!(error.code(), Code::InvalidJson, "{text:?}");
+        }
+        // Wrong shape in front of what is no JSON is still no JSON.
+        let error = parse::<WriteRequest>(b"{\"projectSlug\": 5, oops").unwrap_err();
+        assert_eq!(error.code(), Code::InvalidJson);
+        for text in ["[]", "{}", "null", "{\"projectSlug\": 5}"] {
+            let error = parse::<WriteRequest>(text.as_bytes()).unwrap_err();
+            assert_eq!(error.code(), Code::InvalidRequest, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_not_utf_8_is_no_json() {
+        let error = parse::<WriteRequest>(b"{\"a\":\"\xff\"}").unwrap_err();
+        assert_eq!(error.code(), Code::InvalidJson);
+    }
+
+    #[test]
+    fn a_refusal_of_a_shape_names_the_field_and_never_quotes_what_was_sent() {
+        let missing = parse::<WriteRequest>(b"{\"stageSlug\": \"a\"}").unwrap_err();
+        assert!(
+            missing.message().starts_with("missing field `projectSlug`"),
+            "{}",
+            missing.message()
+        );
+        let text = r#"{"projectSlug":"a","stageSlug":"b","mode":"upsert","entries":"hunter2"}"#;
+        let wrong = parse::<WriteRequest>(text.as_bytes()).unwrap_err();
+        assert!(!wrong.message().contains("hunter2"), "{}", wrong.message());
+        let text = r#"{"projectSlug":"a","stageSlug":"b","mode":"upsert","entries":[{"name":"A","kind":"secret","value":4711}]}"#;
+        let wrong = parse::<WriteRequest>(text.as_bytes()).unwrap_err();
+        assert!(!wrong.message().contains("4711"), "{}", wrong.message());
+    }
+
+    #[test]
+    fn a_bearer_is_one_header_with_one_visible_word() {
+        let with = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::AUTHORIZATION, value.parse().unwrap());
+            }
+            bearer(&headers).map(|token| token.reveal().to_owned())
+        };
+        assert_eq!(with(&["Bearer bk_api_x"]).as_deref(), Some("bk_api_x"));
+        assert_eq!(with(&["bearer bk_api_x"]).as_deref(), Some("bk_api_x"));
+        for bad in [
+            &[][..],
+            &[""],
+            &["Bearer"],
+            &["Bearer "],
+            &["Basic abc"],
+            &["bk_api_x"],
+            &["Bearer a b"],
+            &["Bearer a", "Bearer b"],
+        ] {
+            assert_eq!(with(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_fails_too_often_waits_and_its_recognised_neighbour_does_not() {
+        let failures = FailedTokens::new();
+        let address = Some("192.0.2.1".parse().unwrap());
+        failures.recognised(&presented("good"));
+        for attempt in 0..limits::FAILED_TOKENS_BURST {
+            assert_eq!(failures.failed(address), None, "attempt {attempt}");
+        }
+        let waited = (0..limits::FAILED_TOKENS_BURST).find_map(|_| failures.failed(address));
+        assert!(waited.is_some());
+        assert!(failures.must_wait(address, &presented("bad")).is_some());
+        assert!(failures.must_wait(address, &presented("good")).is_none());
+        let other = Some("192.0.2.2".parse().unwrap());
+        assert!(failures.must_wait(other, &presented("bad")).is_none());
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_are_one_sender() {
+        let one: IpAddr = "2001:db8:1:2::1".parse().unwrap();
+        let two: IpAddr = "2001:db8:1:2:ffff::9".parse().unwrap();
+        let other: IpAddr = "2001:db8:1:3::1".parse().unwrap();
+        assert_eq!(network(one), network(two));
+        assert_ne!(network(one), network(other));
+    }
+}

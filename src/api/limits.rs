@@ -1,0 +1,54 @@
+//! What the HTTP API takes at most, and for how long it waits.
+
+use std::time::Duration;
+
+/// The longest body of `POST /v1/env/write`, in bytes.
+pub const WRITE_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The longest body of every other route, in bytes.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+/// How long a body may take to arrive.
+pub const BODY_TIME_MAX: Duration = Duration::from_secs(15);
+/// How long a TLS handshake may take.
+pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long the first byte of a connection, and then each request's headers, may take to arrive. A connection that is kept
+/// open without a request ends after it too.
+pub const HEADER_TIME_MAX: Duration = Duration::from_secs(30);
+/// The longest headers of one request, in bytes.
+pub const HEADER_BYTES_MAX: usize = 64 * 1024;
+/// How many connections one listener serves at once; more are closed as they come.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// How many requests one HTTP/2 connection may have under way.
+pub const STREAMS_MAX: u32 = 256;
+/// How often an HTTP/2 connection is asked whether it is still there, and how long it may take to answer.
+pub const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// How long open requests may take once the server was told to stop.
+pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How many variables one `evaluate-batch` may name.
+pub const BATCH_NAMES_MAX: usize = 1000;
+/// How many entries and deletes one `write` may hold together.
+pub const WRITE_NAMES_MAX: usize = 1000;
+/// The longest `seed` or `key`, in bytes.
+pub const SEED_BYTES_MAX: usize = 1024;
+/// The longest `x-request-id` that is taken over, in bytes.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// The longest `x-barekey-request-key`, in bytes.
+pub const REQUEST_KEY_BYTES_MAX: usize = 256;
+/// The longest `user-agent` that the audit trail keeps, in bytes.
+pub const USER_AGENT_BYTES_MAX: usize = 256;
+/// The longest credential that is looked at, in bytes.
+pub const CREDENTIAL_BYTES_MAX: usize = 16 * 1024;
+
+/// How many refused credentials one address may send at once before it is told to wait.
+pub const FAILED_TOKENS_BURST: u32 = 100;
+/// How many refused credentials a second one address may send in the long run.
+pub const FAILED_TOKENS_PER_SECOND: u32 = 5;
+/// After how many addresses the counters of those that have been quiet are dropped.
+pub const FAILED_ADDRESSES_KEPT: usize = 10_000;
+/// How many credentials that were recognised are remembered, so that a neighbour's failures do not hold them up.
+pub const RECOGNISED_TOKENS_KEPT: usize = 4096;
+
+/// For how long an answer of the database to the readiness probe is good.
+pub const CHECK_KEPT: Duration = Duration::from_secs(1);
+/// How long the readiness probe waits for the database.
+pub const CHECK_TIME_MAX: Duration = Duration::from_secs(3);

@@ -1,0 +1,693 @@
+//! The certificate authority, the serving leaf, and the trust that the API server has in them.
+//!
+//! One CA (ECDSA P-256, ten years) is kept sealed in the vault and read from there for the moment in which it signs. Every
+//! process has a leaf of its own, in memory only, and renews it at two thirds of its life without a restart. The leader
+//! publishes the CA in the webhook configuration, which the chart renders without `caBundle`, and repairs it when it is wiped.
+//!
+//! A process is ready once a handshake with its own listener, asking for the Service's name, verifies against the bundle that
+//! it read back from the live configuration. That holds readiness back only until it first succeeds, and not at all where
+//! there is no configuration; later faults are a metric, an event and a line in the log.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, Resource};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+};
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+
+use crate::domain::plaintext::Plaintext;
+use crate::kubernetes::events::{Events, Message, Severity};
+use crate::kubernetes::metrics::Metrics;
+use crate::kubernetes::{FIELD_MANAGER, KubernetesSettings, chain};
+use crate::vault::authority::{Authority, AuthorityError};
+use crate::vault::{Clock, Vault};
+
+/// How long the CA lasts.
+const AUTHORITY_LASTS_DAYS: i64 = 3653;
+/// How long a leaf lasts.
+const LEAF_LASTS_MS: i64 = 24 * 60 * 60 * 1000;
+/// How long before now a certificate begins, for clocks that are behind.
+const BEGINS_BEFORE_MS: i64 = 60 * 60 * 1000;
+/// How often the live configuration is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// The same, until this process is ready.
+const LOOK_EVERY_UNTIL_READY: Duration = Duration::from_millis(500);
+/// How long a configuration must be absent before this process is ready without one: an installer may be about to make it.
+const ABSENT_FOR: Duration = Duration::from_secs(10);
+/// How long one request or handshake may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// The CA could not be read or stored.
+    #[error("the certificate authority cannot be had from the vault")]
+    Authority(#[source] AuthorityError),
+    /// The stored CA is no certificate and key.
+    #[error("the stored certificate authority cannot be read")]
+    Malformed(#[source] rcgen::Error),
+    /// The stored CA's certificate is no PEM.
+    #[error("the stored certificate of the authority cannot be read")]
+    MalformedPem(#[source] rustls::pki_types::pem::Error),
+    /// A certificate could not be made.
+    #[error("a certificate cannot be made")]
+    Make(#[source] rcgen::Error),
+    /// The new leaf's key does not fit.
+    #[error("the new certificate cannot be served")]
+    Serve(#[source] rustls::Error),
+    /// The clock says a time that no certificate can have.
+    #[error("the clock says a time that no certificate can have")]
+    Time(#[source] time::error::ComponentRange),
+}
+
+/// The certificate that pods and the API server trust.
+#[derive(Debug, Clone)]
+pub struct AuthorityCertificate {
+    /// The certificate, PEM.
+    pub pem: String,
+    /// The certificate, DER.
+    pub der: Vec<u8>,
+    /// The first 16 hex digits of the SHA-256 of the DER.
+    pub id: String,
+}
+
+impl AuthorityCertificate {
+    fn parse(pem: &str) -> Result<Self, CertificateError> {
+        let der = CertificateDer::from_pem_slice(pem.as_bytes())
+            .map_err(CertificateError::MalformedPem)?;
+        let id = Sha256::digest(&der)
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        Ok(Self {
+            pem: pem.to_owned(),
+            der: der.to_vec(),
+            id,
+        })
+    }
+}
+
+/// A leaf, and when to renew it.
+struct Leaf {
+    key: Arc<CertifiedKey>,
+    renew_at_ms: i64,
+    ends_at_ms: i64,
+}
+
+/// Gives whoever connects the current leaf.
+struct CurrentLeaf(ArcSwap<CertifiedKey>);
+
+impl std::fmt::Debug for CurrentLeaf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CurrentLeaf(..)")
+    }
+}
+
+impl ResolvesServerCert for CurrentLeaf {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+/// The CA's certificate, the current leaf, and the way to keep both trusted.
+pub struct Certificates {
+    vault: Vault,
+    clock: Arc<dyn Clock>,
+    server_name: String,
+    names: Vec<SanType>,
+    listener: SocketAddr,
+    configuration: String,
+    authority: AuthorityCertificate,
+    current: Arc<CurrentLeaf>,
+    renew_at_ms: i64,
+    ends_at_ms: i64,
+    ready: watch::Sender<bool>,
+}
+
+impl Certificates {
+    /// Reads the CA, or makes the first one, and makes this process's first leaf.
+    ///
+    /// # Errors
+    /// [`CertificateError`]; there is nothing to serve with then.
+    pub async fn open(
+        vault: Vault,
+        settings: &KubernetesSettings,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, CertificateError> {
+        let now_ms = clock.now_ms();
+        let authority = authority(&vault, now_ms).await?;
+        let names = leaf_names(settings)?;
+        let leaf = make_leaf(&authority, &names, now_ms)?;
+        Ok(Self {
+            server_name: settings.server_name(),
+            names,
+            listener: own_address(settings.listen),
+            configuration: settings.webhook_configuration.clone(),
+            authority: AuthorityCertificate::parse(&authority.certificate_pem)?,
+            current: Arc::new(CurrentLeaf(ArcSwap::new(leaf.key))),
+            renew_at_ms: leaf.renew_at_ms,
+            ends_at_ms: leaf.ends_at_ms,
+            ready: watch::Sender::new(false),
+            vault,
+            clock,
+        })
+    }
+
+    /// Serves the current leaf.
+    pub fn resolver(&self) -> Arc<dyn ResolvesServerCert> {
+        Arc::clone(&self.current) as Arc<dyn ResolvesServerCert>
+    }
+
+    /// The certificate that others trust.
+    pub fn authority(&self) -> &AuthorityCertificate {
+        &self.authority
+    }
+
+    /// Whether a handshake verified once.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
+    }
+
+    /// Renews the leaf, publishes the CA while this replica leads, and checks the trust, until `shutdown`.
+    pub async fn keep(
+        mut self,
+        client: Client,
+        events: Events,
+        metrics: Metrics,
+        leads: watch::Receiver<bool>,
+        mut shutdown: watch::Receiver<bool>,
+    ) {
+        let api: Api<MutatingWebhookConfiguration> = Api::all(client);
+        let started = Instant::now();
+        let mut last = Trust::Unknown;
+        loop {
+            self.renew(&metrics).await;
+            let leading = *leads.borrow();
+            let trust = self.look(&api, leading).await;
+            metrics
+                .certificate_verified
+                .set(i64::from(trust == Trust::Verified));
+            let ready = match trust {
+                Trust::Verified => true,
+                Trust::NoConfiguration => started.elapsed() >= ABSENT_FOR,
+                Trust::Unknown | Trust::Broken(_) => false,
+            };
+            if ready && !*self.ready.borrow() {
+                tracing::info!(ca = self.authority.id, "the serving certificate is trusted");
+                self.ready.send_replace(true);
+            }
+            self.tell(&events, &last, &trust).await;
+            last = trust;
+            let pause = if *self.ready.borrow() {
+                LOOK_EVERY
+            } else {
+                LOOK_EVERY_UNTIL_READY
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = shutdown.wait_for(|down| *down) => return,
+            }
+        }
+    }
+
+    /// Makes a new leaf when the current one has spent two thirds of its life. A failure is tried again at the next look.
+    async fn renew(&mut self, metrics: &Metrics) {
+        let now_ms = self.clock.now_ms();
+        if now_ms >= self.renew_at_ms {
+            match self.next_leaf(now_ms).await {
+                Ok(leaf) => {
+                    self.current.0.store(leaf.key);
+                    self.renew_at_ms = leaf.renew_at_ms;
+                    self.ends_at_ms = leaf.ends_at_ms;
+                    tracing::info!(
+                        ends_at_ms = leaf.ends_at_ms,
+                        "renewed the serving certificate"
+                    );
+                }
+                Err(error) => tracing::warn!(
+                    ends_at_ms = self.ends_at_ms,
+                    problem = chain(&error),
+                    "the serving certificate was not renewed"
+                ),
+            }
+        }
+        metrics
+            .certificate_expires_seconds
+            .set(self.ends_at_ms / 1000);
+    }
+
+    async fn next_leaf(&self, now_ms: i64) -> Result<Leaf, CertificateError> {
+        let authority = authority(&self.vault, now_ms).await?;
+        make_leaf(&authority, &self.names, now_ms)
+    }
+
+    /// One look at the live configuration: publishes where that is this replica's task, and tries the own listener.
+    async fn look(&self, api: &Api<MutatingWebhookConfiguration>, leads: bool) -> Trust {
+        let live = match timed(api.get_opt(&self.configuration)).await {
+            Ok(Some(live)) => live,
+            Ok(None) => return Trust::NoConfiguration,
+            Err(problem) => {
+                return Trust::Broken(format!(
+                    "the webhook configuration {} cannot be read: {problem}",
+                    self.configuration
+                ));
+            }
+        };
+        let live = if leads && !self.is_published(&live) {
+            match timed(self.publish(api, &live)).await {
+                Ok(live) => {
+                    tracing::info!(
+                        configuration = self.configuration,
+                        ca = self.authority.id,
+                        "published the certificate authority"
+                    );
+                    live
+                }
+                Err(problem) => {
+                    return Trust::Broken(format!(
+                        "the certificate authority cannot be published in the webhook configuration {}: {problem}",
+                        self.configuration
+                    ));
+                }
+            }
+        } else {
+            live
+        };
+        match self.try_own_listener(&live).await {
+            Ok(()) => Trust::Verified,
+            Err(problem) => Trust::Broken(problem),
+        }
+    }
+
+    fn is_published(&self, live: &MutatingWebhookConfiguration) -> bool {
+        bundles(live).all(|bundle| bundle == Some(self.authority.pem.as_bytes()))
+    }
+
+    async fn publish(
+        &self,
+        api: &Api<MutatingWebhookConfiguration>,
+        live: &MutatingWebhookConfiguration,
+    ) -> Result<MutatingWebhookConfiguration, kube::Error> {
+        let bundle = k8s_openapi::ByteString(self.authority.pem.clone().into_bytes());
+        let webhooks: Vec<_> = live
+            .webhooks
+            .iter()
+            .flatten()
+            .map(|webhook| json!({"name": webhook.name, "clientConfig": {"caBundle": bundle}}))
+            .collect();
+        let patch = json!({
+            "apiVersion": MutatingWebhookConfiguration::api_version(&()),
+            "kind": MutatingWebhookConfiguration::kind(&()),
+            // Without the UID, a patch of a configuration that was deleted meanwhile would make a new one.
+            "metadata": {"name": self.configuration, "uid": live.metadata.uid},
+            "webhooks": webhooks,
+        });
+        api.patch(
+            &self.configuration,
+            &PatchParams::apply(FIELD_MANAGER).force(),
+            &Patch::Apply(patch),
+        )
+        .await
+    }
+
+    /// Connects to the own listener, as the API server would, trusting what the live configuration says.
+    async fn try_own_listener(&self, live: &MutatingWebhookConfiguration) -> Result<(), String> {
+        for bundle in bundles(live) {
+            let bundle = bundle.ok_or_else(|| {
+                "the webhook configuration has no caBundle yet; the leader publishes it".to_owned()
+            })?;
+            let handshake = handshake(self.listener, &self.server_name, bundle);
+            match tokio::time::timeout(TIMEOUT, handshake).await {
+                Ok(Ok(())) => {}
+                Ok(Err(problem)) => {
+                    return Err(format!(
+                        "the own certificate does not verify against the webhook configuration's caBundle: {problem}"
+                    ));
+                }
+                Err(_) => return Err("the own listener does not answer".to_owned()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells when trust comes and goes; says nothing while it has not come yet.
+    async fn tell(&self, events: &Events, last: &Trust, trust: &Trust) {
+        match (last, trust) {
+            (Trust::Broken(before), Trust::Broken(now)) if before == now => {}
+            (_, Trust::Broken(problem)) if *self.ready.borrow() => {
+                tracing::warn!(problem, "the serving certificate is not trusted");
+                let about = k8s_openapi::api::core::v1::ObjectReference {
+                    api_version: Some(MutatingWebhookConfiguration::api_version(&()).into_owned()),
+                    kind: Some(MutatingWebhookConfiguration::kind(&()).into_owned()),
+                    name: Some(self.configuration.clone()),
+                    ..k8s_openapi::api::core::v1::ObjectReference::default()
+                };
+                let message = Message {
+                    severity: Severity::Warning,
+                    reason: "CertificateNotTrusted",
+                    action: "VerifyCertificate",
+                    note: problem,
+                };
+                events.tell(about, message).await;
+            }
+            (_, Trust::Broken(problem)) => {
+                tracing::info!(problem, "the serving certificate is not trusted yet");
+            }
+            (Trust::Broken(_), Trust::Verified) => {
+                tracing::info!("the serving certificate verifies");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What one look at the live configuration found.
+#[derive(Debug, PartialEq, Eq)]
+enum Trust {
+    /// Nothing was looked at yet.
+    Unknown,
+    /// There is no webhook configuration.
+    NoConfiguration,
+    /// The own listener verifies.
+    Verified,
+    /// It does not; why, in words.
+    Broken(String),
+}
+
+/// The CA bundle of each webhook; empty counts as none.
+fn bundles(live: &MutatingWebhookConfiguration) -> impl Iterator<Item = Option<&[u8]>> {
+    live.webhooks.iter().flatten().map(|webhook| {
+        webhook
+            .client_config
+            .ca_bundle
+            .as_ref()
+            .map(|bundle| bundle.0.as_slice())
+            .filter(|bundle| !bundle.is_empty())
+    })
+}
+
+async fn timed<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, String> {
+    match tokio::time::timeout(TIMEOUT, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(chain(&error)),
+        Err(_) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
+    }
+}
+
+async fn handshake(listener: SocketAddr, server_name: &str, bundle: &[u8]) -> Result<(), String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(bundle) {
+        let certificate =
+            certificate.map_err(|error| format!("the bundle is no PEM: {}", chain(&error)))?;
+        roots
+            .add(certificate)
+            .map_err(|error| format!("the bundle has no certificate: {}", chain(&error)))?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| chain(&error))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from(server_name.to_owned()).map_err(|error| chain(&error))?;
+    let stream = TcpStream::connect(listener)
+        .await
+        .map_err(|error| format!("the own listener does not answer: {}", chain(&error)))?;
+    TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .map_err(|error| chain(&error))?;
+    Ok(())
+}
+
+/// Where a listener on `listen` answers on this machine.
+fn own_address(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+fn instant(ms: i64) -> Result<OffsetDateTime, CertificateError> {
+    OffsetDateTime::from_unix_timestamp(ms.div_euclid(1000)).map_err(CertificateError::Time)
+}
+
+/// The stored CA; the first time, a new one. Of several processes that start at once, all get the same.
+async fn authority(vault: &Vault, now_ms: i64) -> Result<Authority, CertificateError> {
+    let stored = vault
+        .stored_authority()
+        .await
+        .map_err(CertificateError::Authority)?;
+    match stored {
+        Some(authority) => Ok(authority),
+        None => vault
+            .authority(make_authority(now_ms)?)
+            .await
+            .map_err(CertificateError::Authority),
+    }
+}
+
+fn make_authority(now_ms: i64) -> Result<Authority, CertificateError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CertificateError::Make)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = named("barekey authority");
+    params.not_before = instant(now_ms - BEGINS_BEFORE_MS)?;
+    params.not_after = instant(now_ms + AUTHORITY_LASTS_DAYS * DAY_MS)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let certificate = params.self_signed(&key).map_err(CertificateError::Make)?;
+    Ok(Authority {
+        certificate_pem: certificate.pem(),
+        key_pem: Plaintext::from(key.serialize_pem()),
+    })
+}
+
+fn leaf_names(settings: &KubernetesSettings) -> Result<Vec<SanType>, CertificateError> {
+    let service = &settings.service_name;
+    let namespace = &settings.namespace;
+    let mut names = Vec::new();
+    for name in [
+        format!("{service}.{namespace}.svc"),
+        service.clone(),
+        format!("{service}.{namespace}"),
+        format!("{service}.{namespace}.svc.cluster.local"),
+        "localhost".to_owned(),
+    ] {
+        names.push(SanType::DnsName(
+            name.try_into().map_err(CertificateError::Make)?,
+        ));
+    }
+    names.push(SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+    names.push(SanType::IpAddress(IpAddr::V6(Ipv6Addr::LOCALHOST)));
+    Ok(names)
+}
+
+fn make_leaf(
+    authority: &Authority,
+    names: &[SanType],
+    now_ms: i64,
+) -> Result<Leaf, CertificateError> {
+    let authority_key = KeyPair::from_pem(authority.key_pem.reveal_text().unwrap_or_default())
+        .map_err(CertificateError::Malformed)?;
+    let issuer = Issuer::from_ca_cert_pem(&authority.certificate_pem, authority_key)
+        .map_err(CertificateError::Malformed)?;
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CertificateError::Make)?;
+    let ends_at_ms = now_ms + LEAF_LASTS_MS;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = named("barekey");
+    params.subject_alt_names = names.to_vec();
+    params.not_before = instant(now_ms - BEGINS_BEFORE_MS)?;
+    params.not_after = instant(ends_at_ms)?;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    let certificate = params
+        .signed_by(&key, &issuer)
+        .map_err(CertificateError::Make)?;
+    let certified = CertifiedKey::from_der(
+        vec![certificate.der().clone()],
+        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+        &rustls::crypto::aws_lc_rs::default_provider(),
+    )
+    .map_err(CertificateError::Serve)?;
+    Ok(Leaf {
+        key: Arc::new(certified),
+        renew_at_ms: now_ms + LEAF_LASTS_MS / 3 * 2,
+        ends_at_ms,
+    })
+}
+
+fn named(common_name: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common_name);
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kubernetes::{AgentDelivery, AgentDeliverySettings};
+    use tokio_rustls::TlsAcceptor;
+
+    const NOW_MS: i64 = 1_795_000_000_000;
+
+    fn settings() -> KubernetesSettings {
+        KubernetesSettings {
+            namespace: "barekey".parse().unwrap(),
+            pod_name: "barekey-0".to_owned(),
+            service_name: "barekey".to_owned(),
+            service_port: 443,
+            webhook_configuration: "barekey".to_owned(),
+            lease: "barekey".to_owned(),
+            organizations: crate::kubernetes::Organizations::default(),
+            agent: AgentDeliverySettings {
+                image: "docker.io/barekey/agent:0.1.0".to_owned(),
+                image_pull_policy: None,
+                image_pull_secrets: Vec::new(),
+                delivery: AgentDelivery::Init,
+            },
+            listen: "0.0.0.0:10250".parse().unwrap(),
+        }
+    }
+
+    fn now_ms() -> i64 {
+        i64::try_from(
+            std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .unwrap()
+                .as_millis(),
+        )
+        .unwrap()
+    }
+
+    /// A listener that serves one leaf, and its address.
+    async fn serve(leaf: Leaf) -> SocketAddr {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(CurrentLeaf(ArcSwap::new(leaf.key))));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let acceptor = TlsAcceptor::from(Arc::new(config));
+            while let Ok((stream, _)) = listener.accept().await {
+                // The client of this test decides what counts.
+                drop(acceptor.accept(stream).await);
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_leaf_verifies_against_its_authority_under_each_of_its_names() {
+        let authority = make_authority(now_ms()).unwrap();
+        let names = leaf_names(&settings()).unwrap();
+        let address = serve(make_leaf(&authority, &names, now_ms()).unwrap()).await;
+        for name in [
+            "barekey",
+            "barekey.barekey",
+            "barekey.barekey.svc",
+            "barekey.barekey.svc.cluster.local",
+            "localhost",
+            "127.0.0.1",
+            "::1",
+        ] {
+            let verified = handshake(address, name, authority.certificate_pem.as_bytes()).await;
+            assert_eq!(verified, Ok(()), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_leaf_does_not_verify_under_another_name_or_against_another_authority() {
+        let authority = make_authority(now_ms()).unwrap();
+        let other = make_authority(now_ms()).unwrap();
+        let names = leaf_names(&settings()).unwrap();
+        let address = serve(make_leaf(&authority, &names, now_ms()).unwrap()).await;
+        let bundle = authority.certificate_pem.as_bytes();
+        assert!(
+            handshake(address, "other.barekey.svc", bundle)
+                .await
+                .is_err()
+        );
+        let other = other.certificate_pem.as_bytes();
+        assert!(
+            handshake(address, "barekey.barekey.svc", other)
+                .await
+                .is_err()
+        );
+        assert!(
+            handshake(address, "barekey.barekey.svc", b"")
+                .await
+                .is_err()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_leaf_that_ended_does_not_verify() {
+        let authority = make_authority(now_ms()).unwrap();
+        let names = leaf_names(&settings()).unwrap();
+        let past = now_ms() - LEAF_LASTS_MS - 1000;
+        let address = serve(make_leaf(&authority, &names, past).unwrap()).await;
+        let bundle = authority.certificate_pem.as_bytes();
+        assert!(
+            handshake(address, "barekey.barekey.svc", bundle)
+                .await
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_leaf_lasts_a_day_and_is_renewed_at_two_thirds_of_it() {
+        let authority = make_authority(NOW_MS).unwrap();
+        let leaf = make_leaf(&authority, &leaf_names(&settings()).unwrap(), NOW_MS).unwrap();
+        assert_eq!(leaf.ends_at_ms, NOW_MS + 24 * 3600 * 1000);
+        assert_eq!(leaf.renew_at_ms, NOW_MS + 16 * 3600 * 1000);
+    }
+
+    #[test]
+    fn an_authority_lasts_ten_years_signs_leaves_alone_and_has_a_stable_id() {
+        let authority = make_authority(NOW_MS).unwrap();
+        let certificate = AuthorityCertificate::parse(&authority.certificate_pem).unwrap();
+        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate.der).unwrap();
+        let days = (parsed.validity().not_after.timestamp() - NOW_MS / 1000) / 86400;
+        assert_eq!(days, 3653);
+        let constraints = parsed.basic_constraints().unwrap().unwrap().value;
+        assert!(constraints.ca);
+        assert_eq!(constraints.path_len_constraint, Some(0));
+        assert_eq!(certificate.id.len(), 16);
+        let again = AuthorityCertificate::parse(&authority.certificate_pem).unwrap();
+        assert_eq!(certificate.id, again.id);
+    }
+
+    #[test]
+    fn a_listener_on_every_address_is_tried_on_the_loopback() {
+        let tried = |listen: &str| own_address(listen.parse().unwrap()).to_string();
+        assert_eq!(tried("0.0.0.0:10250"), "127.0.0.1:10250");
+        assert_eq!(tried("[::]:10250"), "[::1]:10250");
+        assert_eq!(tried("10.0.0.1:1"), "10.0.0.1:1");
+    }
+}

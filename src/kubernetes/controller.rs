@@ -1,0 +1,847 @@
+//! Keeps the vault in step with the custom resources: read, decide, act, tell.
+//!
+//! Every replica watches both kinds, since the webhook answers from the same store; the leader alone acts. Deciding is in
+//! [`plan`](super::plan). A resource that is refused is asked about again by itself, so that nothing has to be touched twice.
+//!
+//! # Access ends with its resource
+//!
+//! A BarekeyStage under `Retain` has no finalizer, so its end is seen as an event, and by a sweep that compares the vault's
+//! entries with a complete list of what exists: after each change of leadership, and regularly. Ending and declaring exclude
+//! each other, so that a stage that is deleted and applied again at once keeps what the new one says.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::runtime::controller::{Action, Config, Error as ControllerError};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::{Controller as Runtime, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::sync::{RwLock, watch};
+use tokio::time::Instant;
+
+use crate::domain::names::{NameError, Namespace, ObjectName};
+use crate::kubernetes::events::{Events, Message, Severity};
+use crate::kubernetes::metrics::{Kind, Metrics, ReconcileLabels, ReconcileOutcome};
+use crate::kubernetes::plan::{
+    self, FinalizerChange, Finding, Outlook, ProjectPlan, Reason, StagePath, StagePlan,
+};
+use crate::kubernetes::resources::{BarekeyProject, BarekeyStage};
+use crate::kubernetes::{FIELD_MANAGER, FINALIZER, KubernetesSettings, chain};
+use crate::vault::declarations::{Deletion, StageOwner};
+use crate::vault::{Clock, Unavailable, Vault};
+
+/// How many resources of one kind are reconciled at once.
+const CONCURRENCY: u16 = 8;
+/// How long after its last look a resource that is ready is looked at again: its revision and its number of variables change
+/// without any event in the cluster.
+const RESYNC: Duration = Duration::from_secs(20);
+/// How long after its last look a resource that waits for something is looked at again.
+const WAITING_LOOK: Duration = Duration::from_secs(4);
+/// How long after its last look a resource that somebody must change is looked at again: what stands in its way may go.
+const STUCK_LOOK: Duration = Duration::from_secs(10);
+/// The least time between two writes of one status.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// The first pause after a failure; it doubles.
+const BACKOFF_FIRST: Duration = Duration::from_millis(500);
+/// The longest pause after a failure.
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// How often the sweep runs.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// How many objects one page of a list has.
+const PAGE: u32 = 500;
+/// How long one request to the API server may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a reconcile did not come to an end. It is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// A resource without a name or a namespace that is one.
+    #[error("the API server sent a resource without a proper name")]
+    Name(#[from] NameError),
+    /// The project of a stage could not be read.
+    #[error("cannot read the BarekeyProject {name}")]
+    ReadProject {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: RequestError,
+    },
+    /// The resource could not be read.
+    #[error("cannot read the resource {name}")]
+    Read {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: RequestError,
+    },
+    /// The finalizer could not be changed.
+    #[error("cannot change the finalizer of {name}")]
+    Finalizer {
+        /// The resource.
+        name: String,
+        /// Why.
+        source: RequestError,
+    },
+    /// The status could not be written.
+    #[error("cannot write the status of {name}")]
+    Status {
+        /// The resource.
+        name: String,
+        /// Why.
+        source: RequestError,
+    },
+    /// The database.
+    #[error("the vault was not told")]
+    Vault(#[from] Unavailable),
+}
+
+/// Why a request to the API server came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// It was refused, or the API server is away.
+    #[error("the API server refused or is away")]
+    Api(#[from] kube::Error),
+    /// No answer.
+    #[error("no answer within {} s", TIMEOUT.as_secs())]
+    Timeout(#[from] tokio::time::error::Elapsed),
+}
+
+/// Watches both kinds and acts while this replica leads.
+pub struct Controller {
+    context: Arc<Context>,
+    projects: Runtime<BarekeyProject>,
+    stages: Runtime<BarekeyStage>,
+    leads: watch::Receiver<bool>,
+}
+
+/// What reconciles share.
+struct Context {
+    client: Client,
+    vault: Vault,
+    settings: Arc<KubernetesSettings>,
+    clock: Arc<dyn Clock>,
+    events: Events,
+    metrics: Metrics,
+    leads: watch::Receiver<bool>,
+    projects: Store<BarekeyProject>,
+    stages: Store<BarekeyStage>,
+    /// Declaring reads, ending writes: see the module's documentation.
+    declaring: RwLock<()>,
+    paces: Mutex<HashMap<String, Pace>>,
+}
+
+/// How fast one resource may be looked at and written.
+#[derive(Default)]
+struct Pace {
+    failures: u32,
+    status_written: Option<Instant>,
+}
+
+impl Controller {
+    /// A controller that has not begun to watch.
+    pub fn new(
+        client: Client,
+        vault: Vault,
+        settings: Arc<KubernetesSettings>,
+        clock: Arc<dyn Clock>,
+        events: Events,
+        metrics: Metrics,
+        leads: watch::Receiver<bool>,
+    ) -> Self {
+        let config = Config::default().concurrency(CONCURRENCY);
+        let projects = Runtime::new(
+            Api::<BarekeyProject>::all(client.clone()),
+            watcher::Config::default(),
+        )
+        .with_config(config.clone());
+        let stages = Runtime::new(
+            Api::<BarekeyStage>::all(client.clone()),
+            watcher::Config::default(),
+        )
+        .with_config(config);
+        let context = Context {
+            projects: projects.store(),
+            stages: stages.store(),
+            client,
+            vault,
+            settings,
+            clock,
+            events,
+            metrics,
+            leads: leads.clone(),
+            declaring: RwLock::new(()),
+            paces: Mutex::default(),
+        };
+        Self {
+            context: Arc::new(context),
+            projects,
+            stages,
+            leads,
+        }
+    }
+
+    /// Every BarekeyStage, as last seen; filled once [`Controller::run`] runs.
+    pub fn stages(&self) -> Store<BarekeyStage> {
+        self.context.stages.clone()
+    }
+
+    /// Watches and reconciles until `shutdown`.
+    pub async fn run(self, shutdown: watch::Receiver<bool>) {
+        let context = self.context;
+        let of_project = Arc::clone(&context);
+        let projects = self
+            .projects
+            .reconcile_all_on(gains(self.leads.clone()))
+            .graceful_shutdown_on(down(shutdown.clone()))
+            .run(reconcile_project, retry, Arc::clone(&context))
+            .for_each(|result| async {
+                if let Err(error) = result {
+                    log(&error);
+                }
+            });
+        let gone = Arc::clone(&context);
+        let stages = self
+            .stages
+            .watches(
+                Api::<BarekeyProject>::all(context.client.clone()),
+                watcher::Config::default(),
+                move |project| of_project.stages_of(&project),
+            )
+            .reconcile_all_on(gains(self.leads.clone()))
+            .graceful_shutdown_on(down(shutdown.clone()))
+            .run(reconcile_stage, retry, Arc::clone(&context))
+            .for_each(move |result| {
+                let gone = Arc::clone(&gone);
+                async move {
+                    match result {
+                        Err(ControllerError::ObjectNotFound(stage)) => {
+                            let namespace = stage.namespace.as_deref().unwrap_or_default();
+                            gone.ended(namespace, &stage.name).await;
+                        }
+                        Err(error) => log(&error),
+                        Ok(_) => {}
+                    }
+                }
+            });
+        tokio::join!(projects, stages, sweep(context, self.leads, shutdown));
+    }
+}
+
+/// An item each time that this replica becomes the leader.
+fn gains(leads: watch::Receiver<bool>) -> impl Stream<Item = ()> + Send + 'static {
+    futures::stream::unfold(leads, |mut leads| async move {
+        loop {
+            leads.changed().await.ok()?;
+            if *leads.borrow_and_update() {
+                return Some(((), leads));
+            }
+        }
+    })
+}
+
+async fn down(mut shutdown: watch::Receiver<bool>) {
+    // A sender that is gone is a process that ends.
+    drop(shutdown.wait_for(|down| *down).await);
+}
+
+fn log<Q: std::error::Error + 'static>(error: &ControllerError<ReconcileError, Q>) {
+    match error {
+        ControllerError::ReconcilerFailed(source, object) => tracing::warn!(
+            object = object.name,
+            namespace = object.namespace.as_deref().unwrap_or_default(),
+            problem = chain(source),
+            "a reconcile is tried again"
+        ),
+        ControllerError::ObjectNotFound(_) => {}
+        error @ (ControllerError::QueueError(_) | ControllerError::RunnerError(_)) => {
+            tracing::warn!(problem = chain(error), "a watch is begun again");
+        }
+    }
+}
+
+fn retry<K: Resource<DynamicType = ()>>(
+    object: Arc<K>,
+    _error: &ReconcileError,
+    context: Arc<Context>,
+) -> Action {
+    context.count(kind_of::<K>(), ReconcileOutcome::Failed);
+    Action::requeue(context.backoff(&key(&*object)))
+}
+
+fn kind_of<K: Resource<DynamicType = ()>>() -> Kind {
+    if K::kind(&()) == BarekeyProject::kind(&()) {
+        Kind::Project
+    } else {
+        Kind::Stage
+    }
+}
+
+async fn reconcile_project(
+    project: Arc<BarekeyProject>,
+    context: Arc<Context>,
+) -> Result<Action, ReconcileError> {
+    if !*context.leads.borrow() {
+        return Ok(Action::await_change());
+    }
+    // Read.
+    let siblings = context.projects.state();
+    // Decide.
+    let plan = plan::plan_project(
+        &project,
+        siblings.iter().map(AsRef::as_ref),
+        &context.settings.organizations,
+    );
+    // Act.
+    let (finding, declared) = match plan {
+        ProjectPlan::Nothing => return Ok(context.gone(&*project)),
+        ProjectPlan::Release => return context.release(&*project).await,
+        ProjectPlan::Refuse { finalizer, finding } => {
+            context.change_finalizer(&*project, finalizer).await?;
+            (finding, None)
+        }
+        ProjectPlan::Declare {
+            finalizer,
+            declaration,
+        } => {
+            context.change_finalizer(&*project, finalizer).await?;
+            let answer = context.vault.declare_project(&declaration).await;
+            let finding = plan::judge_project(
+                &answer,
+                &context.bootstrap_command(&declaration.organization),
+            );
+            (finding, answer.ok())
+        }
+        ProjectPlan::Delete {
+            organization,
+            slug,
+            confirmed,
+        } => {
+            let namespace: Namespace = project.namespace().unwrap_or_default().parse()?;
+            let deletion = context
+                .vault
+                .delete_declared_project(&namespace, &organization, &slug, confirmed)
+                .await;
+            match after_deletion(deletion, slug.as_str()) {
+                Some(finding) => (finding, None),
+                None => return context.release(&*project).await,
+            }
+        }
+    };
+    // Tell.
+    let status = plan::project_status(&project, &finding, declared.as_ref(), context.now());
+    let before = project.status.as_ref();
+    let changed = before != Some(&status);
+    context
+        .tell(
+            &*project,
+            before.map(|status| status.conditions.as_slice()),
+            changed.then_some(&status),
+            &finding,
+        )
+        .await
+}
+
+async fn reconcile_stage(
+    stage: Arc<BarekeyStage>,
+    context: Arc<Context>,
+) -> Result<Action, ReconcileError> {
+    if !*context.leads.borrow() {
+        return Ok(Action::await_change());
+    }
+    let namespace: Namespace = stage.namespace().unwrap_or_default().parse()?;
+    let name: ObjectName = stage.name_any().parse()?;
+    let declaring = context.declaring.read().await;
+    // Read.
+    let siblings = context.stages.state();
+    let project = context.project(&namespace, &stage.spec.project).await?;
+    // Decide.
+    let plan = plan::plan_stage(
+        &stage,
+        project.as_deref(),
+        siblings.iter().map(AsRef::as_ref),
+        &context.settings.organizations,
+    );
+    // Act.
+    let (finding, declared) = match plan {
+        StagePlan::Nothing => {
+            context.vault.withdraw_access(&namespace, &name).await?;
+            return Ok(context.gone(&*stage));
+        }
+        StagePlan::Release => {
+            context.vault.withdraw_access(&namespace, &name).await?;
+            return context.release(&*stage).await;
+        }
+        StagePlan::Refuse { finalizer, finding } => {
+            if finding.reason.ends_access() {
+                context.vault.withdraw_access(&namespace, &name).await?;
+            }
+            context.change_finalizer(&*stage, finalizer).await?;
+            (finding, None)
+        }
+        StagePlan::Declare {
+            finalizer,
+            declaration,
+        } => {
+            context.change_finalizer(&*stage, finalizer).await?;
+            if stage
+                .status
+                .as_ref()
+                .is_none_or(|status| status.id.is_none())
+            {
+                // An earlier resource of this name may have declared another stage.
+                context.vault.withdraw_access(&namespace, &name).await?;
+            }
+            let answer = context.vault.declare_stage(&declaration).await;
+            let finding = plan::judge_stage(
+                &answer,
+                &context.bootstrap_command(&declaration.organization),
+            );
+            if finding.reason.ends_access() {
+                context.vault.withdraw_access(&namespace, &name).await?;
+            }
+            let path = StagePath {
+                organization: declaration.organization,
+                project: declaration.project,
+                slug: declaration.slug,
+            };
+            (finding, answer.ok().map(|declared| (path, declared)))
+        }
+        StagePlan::Delete { path, confirmed } => {
+            context.vault.withdraw_access(&namespace, &name).await?;
+            let deletion = context
+                .vault
+                .delete_declared_stage(
+                    &namespace,
+                    &path.organization,
+                    &path.project,
+                    &path.slug,
+                    confirmed,
+                )
+                .await;
+            match after_deletion(deletion, path.slug.as_str()) {
+                Some(finding) => (finding, None),
+                None => return context.release(&*stage).await,
+            }
+        }
+    };
+    drop(declaring);
+    // Tell.
+    let declared = declared.as_ref().map(|(path, declared)| (path, declared));
+    let status = plan::stage_status(&stage, &finding, declared, context.now());
+    let before = stage.status.as_ref();
+    let changed = before != Some(&status);
+    context
+        .tell(
+            &*stage,
+            before.map(|status| status.conditions.as_slice()),
+            changed.then_some(&status),
+            &finding,
+        )
+        .await
+}
+
+/// What to say of a resource that asked to delete something; `None` when it may go.
+fn after_deletion(deletion: Result<Deletion, Unavailable>, slug: &str) -> Option<Finding> {
+    match deletion {
+        Ok(deletion) => plan::judge_deletion(&deletion, slug),
+        Err(error) => {
+            tracing::warn!(problem = chain(&error), "a deletion waits for the database");
+            Some(plan::storage_unavailable())
+        }
+    }
+}
+
+impl Context {
+    fn now(&self) -> Time {
+        // Kubernetes keeps whole seconds.
+        let seconds = self.clock.now_ms().div_euclid(1000);
+        Time(Timestamp::from_second(seconds).unwrap_or_default())
+    }
+
+    fn bootstrap_command(&self, organization: &crate::domain::names::OrganizationSlug) -> String {
+        plan::bootstrap_command(
+            &self.settings.namespace,
+            &self.settings.exec_target(),
+            organization,
+        )
+    }
+
+    fn count(&self, kind: Kind, outcome: ReconcileOutcome) {
+        self.metrics
+            .reconciles
+            .get_or_create(&ReconcileLabels { kind, outcome })
+            .inc();
+    }
+
+    fn paces(&self) -> MutexGuard<'_, HashMap<String, Pace>> {
+        match self.paces.lock() {
+            Ok(paces) => paces,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+
+    fn backoff(&self, key: &str) -> Duration {
+        let mut paces = self.paces();
+        let pace = paces.entry(key.to_owned()).or_default();
+        let pause = BACKOFF_FIRST.saturating_mul(2_u32.saturating_pow(pace.failures));
+        pace.failures = pace.failures.saturating_add(1);
+        pause.min(BACKOFF_MAX)
+    }
+
+    /// The stages that name a project.
+    fn stages_of(&self, project: &BarekeyProject) -> Vec<ObjectRef<BarekeyStage>> {
+        self.stages
+            .state()
+            .iter()
+            .filter(|stage| {
+                stage.metadata.namespace == project.metadata.namespace
+                    && Some(&stage.spec.project) == project.metadata.name.as_ref()
+            })
+            .map(|stage| ObjectRef::from_obj(stage.as_ref()))
+            .collect()
+    }
+
+    /// The BarekeyProject of that name; asked for when the store has none, which may be behind.
+    async fn project(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+    ) -> Result<Option<Arc<BarekeyProject>>, ReconcileError> {
+        let stored = self
+            .projects
+            .get(&ObjectRef::new(name).within(namespace.as_str()));
+        if stored.is_some() {
+            return Ok(stored);
+        }
+        let api: Api<BarekeyProject> = Api::namespaced(self.client.clone(), namespace.as_str());
+        let live = timed(api.get_opt(name)).await;
+        live.map(|project| project.map(Arc::new))
+            .map_err(|source| ReconcileError::ReadProject {
+                name: name.to_owned(),
+                source,
+            })
+    }
+
+    /// Sets or takes away our finalizer, if the resource is still as it was read.
+    async fn change_finalizer<K>(
+        &self,
+        object: &K,
+        change: FinalizerChange,
+    ) -> Result<(), ReconcileError>
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        let mut finalizers = object.finalizers().to_vec();
+        match change {
+            FinalizerChange::Keep => return Ok(()),
+            FinalizerChange::Add => finalizers.push(FINALIZER.to_owned()),
+            FinalizerChange::Remove => finalizers.retain(|finalizer| finalizer != FINALIZER),
+        }
+        let name = object.name_any();
+        let api: Api<K> =
+            Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
+        // The resource version keeps finalizers of others that came meanwhile.
+        let patch = json!({"metadata": {
+            "uid": object.uid(),
+            "resourceVersion": object.resource_version(),
+            "finalizers": finalizers,
+        }});
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        match timed(api.patch(&name, &params, &Patch::Merge(patch))).await {
+            Ok(_) => Ok(()),
+            Err(RequestError::Api(kube::Error::Api(status)))
+                if status.is_not_found() && change == FinalizerChange::Remove =>
+            {
+                Ok(())
+            }
+            Err(source) => Err(ReconcileError::Finalizer { name, source }),
+        }
+    }
+
+    /// Takes our finalizer away, so that the resource goes.
+    async fn release<K>(&self, object: &K) -> Result<Action, ReconcileError>
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        self.change_finalizer(object, FinalizerChange::Remove)
+            .await?;
+        Ok(self.gone(object))
+    }
+
+    fn gone<K: Resource<DynamicType = ()>>(&self, object: &K) -> Action {
+        self.count(kind_of::<K>(), ReconcileOutcome::Gone);
+        self.paces().remove(&key(object));
+        Action::await_change()
+    }
+
+    /// Writes the status if it differs, tells a new reason as an event, and says when to look again.
+    async fn tell<K>(
+        &self,
+        object: &K,
+        before: Option<&[Condition]>,
+        status: Option<&impl Serialize>,
+        finding: &Finding,
+    ) -> Result<Action, ReconcileError>
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        let key = key(object);
+        if let Some(status) = status {
+            let written = self.paces().get(&key).and_then(|pace| pace.status_written);
+            if let Some(left) = written.and_then(|at| STATUS_EVERY.checked_sub(at.elapsed())) {
+                return Ok(Action::requeue(left + Duration::from_millis(10)));
+            }
+            self.write_status(object, status).await?;
+            self.paces().entry(key.clone()).or_default().status_written = Some(Instant::now());
+            let reason = finding.reason.as_str();
+            let told = before
+                .into_iter()
+                .flatten()
+                .any(|condition| condition.type_ == "Ready" && condition.reason == reason);
+            if !told {
+                self.tell_event(object, finding).await;
+            }
+        }
+        self.count(kind_of::<K>(), ReconcileOutcome::Found(finding.reason));
+        if finding.reason == Reason::StorageUnavailable {
+            return Ok(Action::requeue(self.backoff(&key)));
+        }
+        self.paces().entry(key).or_default().failures = 0;
+        Ok(Action::requeue(match finding.reason.outlook() {
+            Outlook::Settled => RESYNC,
+            Outlook::Waiting => WAITING_LOOK,
+            Outlook::Stuck => STUCK_LOOK,
+        }))
+    }
+
+    async fn write_status<K>(
+        &self,
+        object: &K,
+        status: &impl Serialize,
+    ) -> Result<(), ReconcileError>
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        let name = object.name_any();
+        let api: Api<K> =
+            Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
+        let patch = json!({
+            "apiVersion": K::api_version(&()),
+            "kind": K::kind(&()),
+            "metadata": {"name": name, "uid": object.uid()},
+            "status": status,
+        });
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        match timed(api.patch_status(&name, &params, &Patch::Apply(patch))).await {
+            Ok(_) => Ok(()),
+            // It went meanwhile; there is nobody left to tell.
+            Err(RequestError::Api(kube::Error::Api(status))) if status.is_not_found() => Ok(()),
+            Err(source) => Err(ReconcileError::Status { name, source }),
+        }
+    }
+
+    async fn tell_event<K: Resource<DynamicType = ()>>(&self, object: &K, finding: &Finding) {
+        let message = Message {
+            severity: if finding.reason == Reason::Ready {
+                Severity::Normal
+            } else {
+                Severity::Warning
+            },
+            reason: finding.reason.as_str(),
+            action: "Reconcile",
+            note: &finding.message,
+        };
+        let about: ObjectReference = object.object_ref(&());
+        tracing::info!(
+            kind = K::kind(&()).as_ref(),
+            namespace = about.namespace.as_deref().unwrap_or_default(),
+            name = about.name.as_deref().unwrap_or_default(),
+            reason = finding.reason.as_str(),
+            "a resource changed its condition"
+        );
+        self.events.tell(about, message).await;
+    }
+
+    /// A BarekeyStage is gone, as far as the watch knows.
+    async fn ended(&self, namespace: &str, name: &str) {
+        self.paces()
+            .remove(&key_of(&BarekeyStage::kind(&()), namespace, name));
+        if !*self.leads.borrow() {
+            return;
+        }
+        if let Err(error) = self.end_access(namespace, name).await {
+            // The sweep ends it later.
+            tracing::warn!(
+                namespace,
+                name,
+                problem = chain(&error),
+                "the access of a deleted BarekeyStage was not ended yet"
+            );
+        }
+    }
+
+    /// Ends the access that a resource declared, unless the API server has it (again).
+    async fn end_access(&self, namespace: &str, name: &str) -> Result<(), ReconcileError> {
+        let namespace: Namespace = namespace.parse()?;
+        let name: ObjectName = name.parse()?;
+        let _alone = self.declaring.write().await;
+        let api: Api<BarekeyStage> = Api::namespaced(self.client.clone(), namespace.as_str());
+        let live = timed(api.get_metadata_opt(name.as_str()))
+            .await
+            .map_err(|source| ReconcileError::Read {
+                name: name.to_string(),
+                source,
+            })?;
+        if live.is_none() {
+            self.vault.withdraw_access(&namespace, &name).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the access of every BarekeyStage that is gone, however that was missed.
+    async fn sweep(&self) -> Result<(), ReconcileError> {
+        let owners = self.vault.stages_with_access().await?;
+        if owners.is_empty() {
+            return Ok(());
+        }
+        let existing = self
+            .existing_stages()
+            .await
+            .map_err(|source| ReconcileError::Read {
+                name: "list of BarekeyStages".to_owned(),
+                source,
+            })?;
+        for (namespace, name) in stale(&owners, &existing) {
+            tracing::info!(namespace, name, "a BarekeyStage is gone: its access ends");
+            self.end_access(&namespace, &name).await?;
+        }
+        Ok(())
+    }
+
+    /// Namespace and name of every BarekeyStage that exists. Complete, or an error.
+    async fn existing_stages(&self) -> Result<BTreeSet<(String, String)>, RequestError> {
+        let api: Api<BarekeyStage> = Api::all(self.client.clone());
+        let mut existing = BTreeSet::new();
+        let mut params = ListParams::default().limit(PAGE);
+        loop {
+            let page = timed(api.list_metadata(&params)).await?;
+            let next = page.metadata.continue_.clone().unwrap_or_default();
+            existing.extend(
+                page.items
+                    .into_iter()
+                    .map(|stage| (stage.namespace().unwrap_or_default(), stage.name_any())),
+            );
+            if next.is_empty() {
+                return Ok(existing);
+            }
+            params = params.continue_token(&next);
+        }
+    }
+}
+
+/// The resources that have access entries and do not exist.
+fn stale(
+    owners: &[StageOwner],
+    existing: &BTreeSet<(String, String)>,
+) -> BTreeSet<(String, String)> {
+    owners
+        .iter()
+        .map(|owner| (owner.namespace.to_string(), owner.resource.to_string()))
+        .filter(|owner| !existing.contains(owner))
+        .collect()
+}
+
+/// Sweeps when this replica becomes the leader, and regularly while it is.
+async fn sweep(
+    context: Arc<Context>,
+    mut leads: watch::Receiver<bool>,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    loop {
+        if *leads.borrow_and_update()
+            && let Err(error) = context.sweep().await
+        {
+            tracing::warn!(
+                problem = chain(&error),
+                "the sweep of access is tried again"
+            );
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
+            changed = leads.changed() => if changed.is_err() { return },
+            _ = shutdown.wait_for(|down| *down) => return,
+        }
+    }
+}
+
+async fn timed<T>(
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, RequestError> {
+    Ok(tokio::time::timeout(TIMEOUT, request).await??)
+}
+
+fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {
+    let metadata = object.meta();
+    key_of(
+        &K::kind(&()),
+        metadata.namespace.as_deref().unwrap_or_default(),
+        metadata.name.as_deref().unwrap_or_default(),
+    )
+}
+
+fn key_of(kind: &str, namespace: &str, name: &str) -> String {
+    format!("{kind}/{namespace}/{name}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn access_of_a_resource_that_does_not_exist_is_stale_and_no_other() {
+        let owner = |namespace: &str, resource: &str| StageOwner {
+            stage: "stg_1".parse().unwrap(),
+            namespace: namespace.parse().unwrap(),
+            resource: resource.parse().unwrap(),
+        };
+        let owners = [
+            owner("shop", "gone"),
+            owner("shop", "here"),
+            owner("other", "here"),
+        ];
+        let existing = [("shop".to_owned(), "here".to_owned())].into();
+        let names: Vec<_> = stale(&owners, &existing).into_iter().collect();
+        assert_eq!(
+            names,
+            [
+                ("other".to_owned(), "here".to_owned()),
+                ("shop".to_owned(), "gone".to_owned())
+            ]
+        );
+    }
+}

@@ -1,0 +1,296 @@
+//! Which containers get values, what each of them asks for, and how one is wrapped.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value, json};
+
+use crate::domain::names::{StageId, VariableName};
+use crate::domain::reference::{
+    ALLOWANCE_ENTRY, AgentSettings, Allowance, FORM_VERSION, REFERENCE_PREFIX, SETTINGS_ENTRY,
+};
+
+use super::annotations::Wishes;
+use super::dollars;
+use super::pod::{self, List, Place};
+use super::refusal::{Problem, shown};
+use super::{
+    AGENT_DIRECTORY, AGENT_VOLUME, DIRECTORY, InjectionSettings, TOKEN_DIRECTORY, TOKEN_FILE,
+    TOKEN_VOLUME, WRAPPER,
+};
+
+/// Containers that carry a pod's traffic and know nothing of its variables. They get values only when they are named.
+const KNOWN_PROXIES: [&str; 14] = [
+    "istio-proxy",
+    "istio-init",
+    "istio-validation",
+    "linkerd-proxy",
+    "linkerd-init",
+    "linkerd-network-validator",
+    "consul-dataplane",
+    "consul-connect-inject-init",
+    "kuma-sidecar",
+    "kuma-init",
+    "kuma-validation",
+    "envoy-sidecar",
+    "aws-appmesh-proxyinit",
+    "osm-init",
+];
+
+/// How long the agent waits for the vault, in seconds.
+const WAIT_SECONDS: u32 = 60;
+/// The longest entry that is written, in bytes: the kernel takes 128 KiB for one, and other programs take less.
+const ENTRY_BYTES_MAX: usize = 64 * 1024;
+
+/// A container that gets values.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    /// Where it is.
+    pub(super) place: Place,
+    /// Its name.
+    pub(super) name: String,
+    /// Entry of its `env` → the variable that the entry refers to.
+    pub(super) references: BTreeMap<String, VariableName>,
+}
+
+/// The containers that get values, each with the references in its `env`.
+///
+/// # Errors
+/// Every container that cannot get them, or that the annotation names and that is not there.
+pub(super) fn choose(pod: &Value, wishes: &Wishes) -> Result<Vec<Chosen>, Vec<Problem>> {
+    let mut problems = missing(pod, wishes);
+    let mut chosen = Vec::new();
+    for (place, container) in pod::containers(pod) {
+        let name = pod::name(container);
+        let wanted = match &wishes.containers {
+            Some(names) => names.iter().any(|wanted| wanted == name),
+            None => !KNOWN_PROXIES.contains(&name),
+        };
+        let (references, bad) = references(container);
+        if !wanted {
+            problems.extend(references.keys().map(|entry| Problem::ReferenceLeftOut {
+                container: shown(name),
+                entry: shown(entry),
+            }));
+            continue;
+        }
+        problems.extend(bad);
+        problems.extend(obstacles(container));
+        chosen.push(Chosen {
+            place,
+            name: name.to_owned(),
+            references,
+        });
+    }
+    if chosen.is_empty() && problems.is_empty() {
+        problems.push(Problem::NoContainer);
+    }
+    if problems.is_empty() {
+        Ok(chosen)
+    } else {
+        Err(problems)
+    }
+}
+
+fn missing(pod: &Value, wishes: &Wishes) -> Vec<Problem> {
+    let there: Vec<&str> = pod::containers(pod)
+        .map(|(_, container)| pod::name(container))
+        .collect();
+    wishes
+        .containers
+        .iter()
+        .flatten()
+        .filter(|name| !there.contains(&name.as_str()))
+        .map(|name| Problem::NoSuchContainer {
+            name: shown(name),
+            there: shown_list(&there),
+        })
+        .collect()
+}
+
+fn shown_list(names: &[&str]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        names => names
+            .iter()
+            .take(8)
+            .map(|name| shown(name))
+            .collect::<Vec<_>>()
+            .join(", "),
+    }
+}
+
+/// The entries that are `barekey:NAME`, and those that only start so.
+fn references(container: &Value) -> (BTreeMap<String, VariableName>, Vec<Problem>) {
+    let mut references = BTreeMap::new();
+    let mut problems = Vec::new();
+    for entry in pod::items(container, "env") {
+        let Some(name) = pod::text(entry, "value").and_then(|it| it.strip_prefix(REFERENCE_PREFIX))
+        else {
+            continue;
+        };
+        match name.parse() {
+            Ok(name) => {
+                references.insert(pod::name(entry).to_owned(), name);
+            }
+            Err(_) => problems.push(Problem::BadReference {
+                container: shown(pod::name(container)),
+                entry: shown(pod::name(entry)),
+            }),
+        }
+    }
+    (references, problems)
+}
+
+/// What keeps a container from being wrapped.
+fn obstacles(container: &Value) -> Vec<Problem> {
+    let name = || shown(pod::name(container));
+    let mut problems = Vec::new();
+    if pod::items(container, "command").is_empty() {
+        problems.push(Problem::NoCommand { container: name() });
+    }
+    let taken = |path: &str| {
+        path.strip_prefix(DIRECTORY)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    problems.extend(
+        pod::items(container, "volumeMounts")
+            .iter()
+            .filter_map(|mount| pod::text(mount, "mountPath"))
+            .filter(|path| taken(path))
+            .map(|path| Problem::PathTaken {
+                container: name(),
+                path: shown(path),
+            }),
+    );
+    problems
+}
+
+/// What a container may ask for.
+pub(super) fn allowance(wishes: &Wishes, chosen: &Chosen, stage: &StageId) -> Allowance {
+    Allowance {
+        v: FORM_VERSION,
+        stage: stage.clone(),
+        variables: wishes.variables.clone(),
+        rename: wishes.rename.clone(),
+        references: chosen.references.values().cloned().collect(),
+    }
+}
+
+/// Wraps one container: its command runs under the agent, which has what it needs in two entries and two mounts.
+///
+/// # Errors
+/// An entry that would be too long.
+pub(super) fn wrap(
+    container: &mut Map<String, Value>,
+    allowance: &Allowance,
+    settings: &InjectionSettings,
+) -> Result<(), Vec<Problem>> {
+    let agent = agent_settings(container, settings);
+    hide_dollars(container);
+    pod::list_mut(container, "command").splice(..0, WRAPPER.map(Value::from));
+
+    let entries = [
+        (ALLOWANCE_ENTRY, entry_text(allowance)),
+        (SETTINGS_ENTRY, entry_text(&agent)),
+    ];
+    let problems: Vec<Problem> = entries
+        .iter()
+        .filter(|(_, text)| text.len() > ENTRY_BYTES_MAX)
+        .map(|(entry, text)| Problem::EntryTooLong {
+            container: container
+                .get("name")
+                .and_then(Value::as_str)
+                .map(shown)
+                .unwrap_or_default(),
+            entry,
+            bytes: text.len(),
+            bytes_max: ENTRY_BYTES_MAX,
+        })
+        .collect();
+    pod::list_mut(container, "env")
+        .extend(entries.map(|(name, value)| json!({"name": name, "value": value})));
+    pod::list_mut(container, "volumeMounts").extend([
+        json!({"name": AGENT_VOLUME, "mountPath": AGENT_DIRECTORY, "readOnly": true}),
+        json!({"name": TOKEN_VOLUME, "mountPath": TOKEN_DIRECTORY, "readOnly": true}),
+    ]);
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(problems)
+    }
+}
+
+/// JSON for an entry, without any `$` that the kubelet would take for its own.
+fn entry_text(form: &impl serde::Serialize) -> String {
+    // Maps with text keys, numbers, texts and lists always have a JSON form.
+    serde_json::to_string(form)
+        .unwrap_or_default()
+        .replace('$', "\\u0024")
+}
+
+fn agent_settings(container: &Map<String, Value>, settings: &InjectionSettings) -> AgentSettings {
+    let env = container
+        .get("env")
+        .and_then(Value::as_array)
+        .map_or(&[][..], Vec::as_slice);
+    let env_from = container
+        .get("envFrom")
+        .and_then(Value::as_array)
+        .map_or(&[][..], Vec::as_slice);
+    let prefixes: BTreeSet<&str> = env_from
+        .iter()
+        .map(|source| pod::text(source, "prefix").unwrap_or(""))
+        .collect();
+    AgentSettings {
+        v: FORM_VERSION,
+        server: settings.server.clone(),
+        port: settings.port,
+        addresses: settings.addresses.clone(),
+        ca: settings.authority.certificate.clone(),
+        token: TOKEN_FILE.to_owned(),
+        wait_seconds: WAIT_SECONDS,
+        own: env
+            .iter()
+            .map(|entry| pod::name(entry).to_owned())
+            .collect(),
+        expand: env
+            .iter()
+            .filter(|entry| pod::text(entry, "value").is_some_and(|value| value.contains('$')))
+            .map(|entry| pod::name(entry).to_owned())
+            .collect(),
+        prefixes: prefixes.into_iter().map(str::to_owned).collect(),
+    }
+}
+
+fn hide_dollars(container: &mut Map<String, Value>) {
+    let double = |value: &mut Value| {
+        if let Value::String(text) = value {
+            *text = dollars::double(text).into_owned();
+        }
+    };
+    for field in ["command", "args"] {
+        if let Some(Value::Array(texts)) = container.get_mut(field) {
+            texts.iter_mut().for_each(double);
+        }
+    }
+    if let Some(Value::Array(env)) = container.get_mut("env") {
+        for entry in env {
+            if let Some(value) = entry.get_mut("value") {
+                double(value);
+            }
+        }
+    }
+}
+
+/// A container to edit.
+pub(super) fn at(pod: &mut Value, place: Place) -> Option<&mut Map<String, Value>> {
+    pod.get_mut("spec")?
+        .get_mut(place.list.field())?
+        .get_mut(place.index)?
+        .as_object_mut()
+}
+
+/// The app containers.
+pub(super) fn app_containers(pod: &Value) -> &[Value] {
+    pod::items(pod::spec(pod), List::App.field())
+}

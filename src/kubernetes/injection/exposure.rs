@@ -1,0 +1,148 @@
+//! Where values would be missed or seen: exec probes and hooks, which run beside the program, and arguments.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::domain::access::{AccessGrant, grants_variable};
+use crate::domain::names::{NamePattern, Namespace, ObjectName, VariableName};
+use crate::domain::reference::Allowance;
+
+use super::containers::Chosen;
+use super::dollars;
+use super::pod;
+use super::refusal::{Problem, shown};
+
+/// The checks that may run a command in a container, and where in its form.
+const CHECKS: [(&str, &str); 5] = [
+    ("livenessProbe", "/livenessProbe/exec"),
+    ("readinessProbe", "/readinessProbe/exec"),
+    ("startupProbe", "/startupProbe/exec"),
+    ("postStart hook", "/lifecycle/postStart/exec"),
+    ("preStop hook", "/lifecycle/preStop/exec"),
+];
+
+/// Whether a name in a container's environment gets its value from the stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Injected {
+    Yes,
+    No,
+    /// It does if the stage has such a variable, and nobody could say.
+    Perhaps,
+}
+
+/// What decides which names of one container's environment come from the stage.
+pub(super) struct Environment<'a> {
+    /// The container.
+    pub(super) container: &'a Value,
+    /// Its references.
+    pub(super) chosen: &'a Chosen,
+    /// What it may ask for.
+    pub(super) allowance: &'a Allowance,
+    /// What the stage grants.
+    pub(super) grants: &'a [AccessGrant],
+    /// The account that it runs as.
+    pub(super) account: &'a ObjectName,
+    /// The namespace of that account.
+    pub(super) namespace: &'a Namespace,
+    /// The names that the stage holds; `None` when the vault did not say.
+    pub(super) names: Option<&'a BTreeSet<VariableName>>,
+}
+
+impl Environment<'_> {
+    fn injected(&self, name: &str) -> Injected {
+        let own = pod::items(self.container, "env")
+            .iter()
+            .any(|entry| pod::name(entry) == name);
+        let certain = self.chosen.references.contains_key(name);
+        let Ok(name) = name.parse::<VariableName>() else {
+            return if certain { Injected::Yes } else { Injected::No };
+        };
+        if certain {
+            Injected::Yes
+        } else if own {
+            Injected::No
+        } else if self.allowance.rename.contains_key(&name) || self.lists(&name) {
+            Injected::Yes
+        } else if !self.allowance.exports(&name)
+            || !grants_variable(self.grants, self.namespace, self.account, &name)
+        {
+            Injected::No
+        } else {
+            match self.names {
+                Some(names) if names.contains(&name) => Injected::Yes,
+                Some(_) => Injected::No,
+                None => Injected::Perhaps,
+            }
+        }
+    }
+
+    fn lists(&self, name: &VariableName) -> bool {
+        self.allowance
+            .variables
+            .as_ref()
+            .is_some_and(|patterns| patterns.contains(&NamePattern::Exact(name.clone())))
+    }
+}
+
+/// The exec probes and hooks that name a variable of the stage: they run without the program's environment.
+pub(super) fn blind_checks(environment: &Environment<'_>) -> Vec<Problem> {
+    CHECKS
+        .into_iter()
+        .filter_map(|(check, pointer)| {
+            let exec = environment.container.pointer(pointer)?;
+            let words = || pod::texts(exec, "command").flat_map(words);
+            let container = || shown(&environment.chosen.name);
+            if let Some(variable) = words().find(|it| environment.injected(it) == Injected::Yes) {
+                return Some(Problem::Probe {
+                    container: container(),
+                    check,
+                    variable: shown(variable),
+                });
+            }
+            words()
+                .any(|it| environment.injected(it) == Injected::Perhaps)
+                .then(|| Problem::ProbeUndecided {
+                    container: container(),
+                    check,
+                })
+        })
+        .collect()
+}
+
+/// Whether any container of these has an exec probe or hook, or refers to a variable in its command or arguments.
+pub(super) fn asks_for_names(container: &Value) -> bool {
+    CHECKS
+        .into_iter()
+        .any(|(_, pointer)| container.pointer(pointer).is_some())
+        || !arguments_referring(container).is_empty()
+}
+
+/// Warnings about values that become arguments, which others on the node can see.
+pub(super) fn values_in_arguments(environment: &Environment<'_>) -> Vec<String> {
+    arguments_referring(environment.container)
+        .into_iter()
+        .filter(|name| environment.injected(name) != Injected::No)
+        .map(|name| {
+            format!(
+                "container {}: $({}) puts a value of the vault into the arguments of its process, where others on the node may read it: let the program read its environment",
+                shown(&environment.chosen.name),
+                shown(name),
+            )
+        })
+        .collect()
+}
+
+fn arguments_referring(container: &Value) -> BTreeSet<&str> {
+    ["command", "args"]
+        .into_iter()
+        .flat_map(|field| pod::texts(container, field))
+        .flat_map(dollars::referred)
+        .collect()
+}
+
+/// The words of a command that could name a variable.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|character: char| !(character.is_ascii_alphanumeric() || character == '_'))
+        .filter(|word| !word.is_empty())
+}

@@ -1,0 +1,201 @@
+//! Admission of pods over HTTP: parse the review, call [`injection`](super::injection), always answer.
+//!
+//! The API server calls this for pods that ask for injection and for no others. A review gains nothing for whoever posts
+//! one: the answer is a patch without secrets, and values are given at the start of a container, to its pod alone. Nothing
+//! is made and nothing is kept, so a dry run needs no care.
+
+mod facts;
+mod review;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State as Shared};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::domain::names::{Namespace, ObjectName, StageId, VariableName};
+
+pub use self::facts::{ClusterFacts, injection_settings, keep_addresses};
+use self::review::{Review, Verdict};
+use super::injection::{self, Asked, DeclaredStage, InjectionSettings, Request};
+use super::metrics::{AdmissionLabels, AdmissionOutcome, Metrics};
+
+/// The longest review that is read, in bytes: the API server takes requests of 3 MiB, and a review has one twice at most.
+const REVIEW_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How long the vault may take to name the variables of a stage.
+const NAMES_WAIT_MAX: Duration = Duration::from_secs(2);
+/// The group of the users that are nodes: only they make mirrors of static pods.
+const NODES_GROUP: &str = "system:nodes";
+/// The annotation of a mirror of a static pod.
+const MIRROR_ANNOTATION: &str = "/metadata/annotations/kubernetes.io~1config.mirror";
+
+/// What a decision needs to know beside the pod.
+pub trait Facts: Send + Sync {
+    /// A BarekeyStage as last seen.
+    fn seen(&self, namespace: &Namespace, name: &ObjectName) -> Option<DeclaredStage>;
+
+    /// A BarekeyStage as the API server has it now.
+    fn live<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        name: &'a ObjectName,
+    ) -> BoxFuture<'a, Result<Option<DeclaredStage>, Unanswered>>;
+
+    /// The names that a stage holds.
+    fn names<'a>(
+        &'a self,
+        stage: &'a StageId,
+    ) -> BoxFuture<'a, Result<BTreeSet<VariableName>, Unanswered>>;
+}
+
+/// Nobody could say right now.
+#[derive(Debug, thiserror::Error)]
+#[error("there was no answer in time")]
+pub struct Unanswered;
+
+/// What admission works with. Cheap to clone.
+#[derive(Clone)]
+pub struct State {
+    facts: Arc<dyn Facts>,
+    settings: watch::Receiver<Arc<InjectionSettings>>,
+    metrics: Metrics,
+}
+
+impl State {
+    /// Admission that learns of stages from `facts` and gives pods what `settings` has at that moment.
+    pub fn new(
+        facts: impl Facts + 'static,
+        settings: watch::Receiver<Arc<InjectionSettings>>,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            facts: Arc::new(facts),
+            settings,
+            metrics,
+        }
+    }
+}
+
+/// `POST /admission/pods`.
+pub fn router(state: State) -> Router {
+    Router::new()
+        .route("/admission/pods", post(review_pod))
+        .layer(DefaultBodyLimit::max(REVIEW_BYTES_MAX))
+        .layer(CatchPanicLayer::new())
+        .with_state(state)
+}
+
+/// `POST /admission/pods`: what becomes of one pod.
+async fn review_pod(Shared(state): Shared<State>, body: Bytes) -> Response {
+    let review = match Review::parse(&body) {
+        Ok(review) => review,
+        Err(error) => {
+            count(&state, AdmissionOutcome::Malformed);
+            return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response();
+        }
+    };
+    let verdict = decide(&state, &review).await;
+    count(
+        &state,
+        match &verdict {
+            Verdict::Changed { .. } => AdmissionOutcome::Injected,
+            Verdict::Unchanged { .. } => AdmissionOutcome::Unchanged,
+            Verdict::Refused { message, .. } => {
+                tracing::info!(refusal = message.as_str(), "refused a pod");
+                AdmissionOutcome::Refused
+            }
+        },
+    );
+    (
+        [(CONTENT_TYPE, "application/json")],
+        review.answer(&verdict),
+    )
+        .into_response()
+}
+
+fn count(state: &State, outcome: AdmissionOutcome) {
+    let labels = AdmissionLabels { outcome };
+    state.metrics.admissions.get_or_create(&labels).inc();
+}
+
+async fn decide(state: &State, review: &Review) -> Verdict {
+    if !review.creates_a_pod() {
+        return Verdict::unchanged();
+    }
+    let Some(namespace) = review.namespace() else {
+        return Verdict::Refused {
+            code: StatusCode::FORBIDDEN,
+            message: "the review names no namespace that a pod could be in".to_owned(),
+        };
+    };
+    let pod = review.object();
+    if pod.pointer(MIRROR_ANNOTATION).is_some() && review.is_from(NODES_GROUP) {
+        return Verdict::Unchanged {
+            warnings: vec!["barekey injects nothing into static pods".to_owned()],
+        };
+    }
+    let settings = Arc::clone(&state.settings.borrow());
+    match injection::read(pod, &namespace, &settings.server) {
+        Ok(Asked::Nothing { warnings }) => Verdict::Unchanged { warnings },
+        Ok(Asked::Injection(request)) => inject(state, review, &request, &settings).await,
+        Err(refusal) => Verdict::forbidden(&refusal),
+    }
+}
+
+async fn inject(
+    state: &State,
+    review: &Review,
+    request: &Request,
+    settings: &InjectionSettings,
+) -> Verdict {
+    let (namespace, name) = request.stage();
+    // What was seen last decides alone when it says yes; a no is checked against what is there now.
+    let mut stage = state.facts.seen(namespace, name);
+    if injection::check_access(request, stage.as_ref()).is_err() {
+        stage = match state.facts.live(namespace, name).await {
+            Ok(stage) => stage,
+            Err(unanswered) => {
+                return Verdict::Refused {
+                    code: StatusCode::SERVICE_UNAVAILABLE,
+                    message: format!(
+                        "the BarekeyStage that the pod names could not be read: {unanswered}; try again"
+                    ),
+                };
+            }
+        };
+    }
+    let granted = match injection::check_access(request, stage.as_ref()) {
+        Ok(granted) => granted,
+        Err(refusal) => return Verdict::forbidden(&refusal),
+    };
+    let names = if request.needs_names() {
+        names_of(state, granted.id()).await
+    } else {
+        None
+    };
+    match injection::inject(review.object(), request, &granted, names.as_ref(), settings) {
+        Ok(injection) => Verdict::Changed {
+            patch: injection.patch,
+            warnings: injection.warnings,
+        },
+        Err(refusal) => Verdict::forbidden(&refusal),
+    }
+}
+
+async fn names_of(state: &State, stage: &StageId) -> Option<BTreeSet<VariableName>> {
+    tokio::time::timeout(NAMES_WAIT_MAX, state.facts.names(stage))
+        .await
+        .ok()?
+        .ok()
+}

@@ -1,0 +1,161 @@
+//! What admission knows of the cluster and of the vault, and how it comes to know it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures::future::BoxFuture;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Api, Client};
+use tokio::sync::watch;
+
+use super::{Facts, Unanswered};
+use crate::domain::names::{Namespace, ObjectName, StageId, VariableName};
+use crate::kubernetes::certificate::AuthorityCertificate;
+use crate::kubernetes::injection::{Authority, DeclaredStage, InjectionSettings};
+use crate::kubernetes::resources::BarekeyStage;
+use crate::kubernetes::{KubernetesSettings, chain, plan};
+use crate::vault::Vault;
+
+/// How long the API server may take to show one BarekeyStage.
+const LIVE_WAIT_MAX: Duration = Duration::from_secs(2);
+/// How often the Service's addresses are looked up anew.
+const ADDRESSES_EVERY: Duration = Duration::from_secs(60);
+
+/// What the watch of BarekeyStages, the API server and the vault say.
+pub struct ClusterFacts {
+    client: Client,
+    stages: Store<BarekeyStage>,
+    vault: Vault,
+}
+
+impl ClusterFacts {
+    /// Facts from a store that a watch fills, from the API server and from the vault.
+    pub fn new(client: Client, stages: Store<BarekeyStage>, vault: Vault) -> Self {
+        Self {
+            client,
+            stages,
+            vault,
+        }
+    }
+}
+
+impl Facts for ClusterFacts {
+    fn seen(&self, namespace: &Namespace, name: &ObjectName) -> Option<DeclaredStage> {
+        let key = ObjectRef::new(name.as_str()).within(namespace.as_str());
+        self.stages.get(&key).map(|stage| declared(&stage))
+    }
+
+    fn live<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        name: &'a ObjectName,
+    ) -> BoxFuture<'a, Result<Option<DeclaredStage>, Unanswered>> {
+        Box::pin(async move {
+            let stages = Api::<BarekeyStage>::namespaced(self.client.clone(), namespace.as_str());
+            let asked = stages.get_opt(name.as_str());
+            match tokio::time::timeout(LIVE_WAIT_MAX, asked).await {
+                Ok(Ok(stage)) => Ok(stage.as_ref().map(declared)),
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %chain(&error), "cannot read a BarekeyStage");
+                    Err(Unanswered)
+                }
+                Err(_) => Err(Unanswered),
+            }
+        })
+    }
+
+    fn names<'a>(
+        &'a self,
+        stage: &'a StageId,
+    ) -> BoxFuture<'a, Result<BTreeSet<VariableName>, Unanswered>> {
+        Box::pin(async move {
+            match self.vault.variable_names(stage).await {
+                Ok(names) => Ok(names.into_iter().flatten().collect()),
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "cannot read the names of a stage");
+                    Err(Unanswered)
+                }
+            }
+        })
+    }
+}
+
+/// What admission needs to know of a BarekeyStage. One that is going, or whose access is no access, grants nothing.
+fn declared(stage: &BarekeyStage) -> DeclaredStage {
+    let status = stage.status.as_ref();
+    let access = match &stage.metadata.deletion_timestamp {
+        None => plan::access_grants(stage).unwrap_or_default(),
+        Some(_) => Vec::new(),
+    };
+    let ready = status.and_then(|status| status.conditions.iter().find(|it| it.type_ == "Ready"));
+    DeclaredStage {
+        id: status
+            .and_then(|status| status.id.as_deref())
+            .and_then(|id| id.parse().ok()),
+        revision: status.and_then(|status| status.revision).unwrap_or(0),
+        access,
+        not_ready: match ready {
+            Some(ready) if ready.status == "True" => None,
+            Some(ready) => Some(format!("{}: {}", ready.reason, ready.message)),
+            None => Some("the operator has not looked at it yet".to_owned()),
+        },
+    }
+}
+
+/// What every injected pod is given, with no address of the Service known yet.
+pub fn injection_settings(
+    settings: &KubernetesSettings,
+    authority: &AuthorityCertificate,
+) -> InjectionSettings {
+    InjectionSettings {
+        server: settings.server_name(),
+        port: settings.service_port,
+        addresses: Vec::new(),
+        authority: Authority {
+            id: authority.id.clone(),
+            certificate: STANDARD.encode(&authority.der),
+        },
+        agent: settings.agent.clone(),
+    }
+}
+
+/// Keeps the addresses of the vault's Service in `settings` fresh, off the path of any request, until `shutdown` turns true.
+///
+/// Pods try them first and the name second, so a look-up that fails changes nothing.
+pub async fn keep_addresses(
+    settings: watch::Sender<Arc<InjectionSettings>>,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    loop {
+        let now = Arc::clone(&settings.borrow());
+        match addresses(&now.server, now.port).await {
+            Ok(addresses) if addresses != now.addresses => {
+                settings.send_replace(Arc::new(InjectionSettings {
+                    addresses,
+                    ..InjectionSettings::clone(&now)
+                }));
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "the addresses of the Service stay as they are"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(ADDRESSES_EVERY) => {}
+            _ = shutdown.wait_for(|ends| *ends) => return,
+        }
+    }
+}
+
+async fn addresses(server: &str, port: u16) -> std::io::Result<Vec<String>> {
+    let found: BTreeSet<IpAddr> = tokio::net::lookup_host((server, port))
+        .await?
+        .map(|address| address.ip())
+        .collect();
+    Ok(found
+        .into_iter()
+        .map(|address| address.to_string())
+        .collect())
+}

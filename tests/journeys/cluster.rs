@@ -1,0 +1,211 @@
+//! What journeys rely on in our own node.
+
+use serde_json::json;
+
+use crate::harness::{
+    Journey, Namespace, Place, Program, checkout, eventually, random_bytes, random_text, sha256_hex,
+};
+
+pub(crate) fn journeys() -> Vec<Journey> {
+    vec![
+        Journey::shared(
+            "names_of_services_resolve_in_pods_and_in_the_node",
+            names_of_services_resolve,
+        )
+        .inside(),
+        Journey::shared(
+            "a_secret_is_not_in_the_files_of_etcd",
+            a_secret_is_not_in_the_files_of_etcd,
+        )
+        .inside(),
+        Journey::shared(
+            "a_pod_without_rights_keeps_a_file_on_a_volume",
+            a_pod_keeps_a_file_on_a_volume,
+        ),
+        Journey::alone(
+            "a_database_asks_for_tls_with_its_own_ca",
+            a_database_asks_for_tls,
+        )
+        .inside(),
+        Journey::changing("a_killed_node_leaves_nothing", a_killed_node_leaves_nothing).inside(),
+    ]
+}
+
+fn names_of_services_resolve(namespace: &Namespace) {
+    namespace.apply(busybox("client", &["sleep", "infinity"]).to_string());
+    namespace.wait_pod("client");
+    for name in [
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+    ] {
+        eventually(&format!("the address of {name} in a pod"), || {
+            let output = namespace.exec("client", &["nslookup", name]).output();
+            if output.stdout.contains("10.96.0.1") {
+                Ok(())
+            } else {
+                Err(output.stdout + &output.stderr)
+            }
+        });
+        let found = Program::new("getent").args(["hosts", name]).succeed();
+        assert!(found.starts_with("10.96.0.1 "), "{found}");
+    }
+}
+
+fn a_secret_is_not_in_the_files_of_etcd(namespace: &Namespace) {
+    let (hidden, open) = (random_text("hidden"), random_text("open"));
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "planted"}, "stringData": {"value": hidden}});
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "planted"}, "data": {"value": open}});
+    namespace
+        .kubectl(["create", "-f", "-"])
+        .stdin(secret.to_string())
+        .secret()
+        .succeed();
+    namespace
+        .kubectl(["create", "-f", "-"])
+        .stdin(map.to_string())
+        .succeed();
+
+    let decode = [
+        "get",
+        "secret/planted",
+        "-o",
+        "go-template={{.data.value | base64decode}}",
+    ];
+    assert_eq!(namespace.kubectl(decode).secret().succeed(), hidden);
+    let etcd = Place::inside().join("etcd");
+    let is_there = |text: &str| {
+        // The pattern goes by stdin, since arguments are seen by all.
+        let output = Program::new("grep")
+            .args(["-r", "-q", "-F", "-f", "-"])
+            .args([&etcd])
+            .stdin(text)
+            .output();
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{output}");
+        output.status.success()
+    };
+    assert!(
+        is_there(&open),
+        "a ConfigMap must be found, or this search finds nothing at all"
+    );
+    assert!(!is_there(&hidden));
+}
+
+fn a_pod_keeps_a_file_on_a_volume(namespace: &Namespace) {
+    namespace.restrict();
+    let claim = json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+    });
+    namespace.apply(claim.to_string());
+    let text = hex::encode(random_bytes::<8>());
+    for (pod, script) in [
+        ("writer", format!("echo {text} > /data/file")),
+        ("reader", "cat /data/file".to_owned()),
+    ] {
+        let mut manifest = busybox(pod, &["sh", "-c", &script]);
+        manifest["spec"]["restartPolicy"] = json!("Never");
+        manifest["spec"]["volumes"] =
+            json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]);
+        manifest["spec"]["containers"][0]["volumeMounts"] =
+            json!([{"name": "data", "mountPath": "/data"}]);
+        namespace.apply(manifest.to_string());
+        namespace.wait_phase(pod, "Succeeded");
+    }
+    assert_eq!(namespace.logs("reader").trim(), text);
+}
+
+fn a_database_asks_for_tls() {
+    let postgres = checkout().join("tests/cluster/postgres");
+    let ask = "psql \"$BAREKEY_TEST_POSTGRES\" -tAc 'SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()'";
+    let answer = Program::new(&postgres)
+        .args(["run", "sh", "-c", ask])
+        .secret()
+        .succeed();
+    assert_eq!(answer.trim(), "t");
+    let ask = "psql \"${BAREKEY_TEST_POSTGRES%%\\?*}?sslmode=disable\" -c 'SELECT 1'";
+    let refusal = Program::new(&postgres)
+        .args(["run", "sh", "-c", ask])
+        .secret()
+        .fail()
+        .stderr;
+    assert!(refusal.contains("no encryption"), "{refusal}");
+    let ask = "psql \"$BAREKEY_TEST_POSTGRES&sslrootcert=/dev/null\" -c 'SELECT 1'";
+    Program::new(&postgres)
+        .args(["run", "sh", "-c", ask])
+        .secret()
+        .fail();
+}
+
+/// A second node, inside the first: its script is killed in the middle, as a caller may kill it.
+fn a_killed_node_leaves_nothing(_: &Namespace) {
+    let state = format!("/var/tmp/barekey-{}", hex::encode(random_bytes::<4>()));
+    let digest = sha256_hex(format!("{state}\n"));
+    let node = checkout().join("tests/cluster/node");
+    // What is there of it: processes, mounts, cgroups, files.
+    let script = format!(
+        "pgrep -f -a {state}; grep -h {state} /proc/*/mountinfo; \
+         find /sys/fs/cgroup -maxdepth 2 -name barekey-{}; ls -d {state}; true",
+        &digest[..12]
+    );
+    let traces = || {
+        // Not the search itself.
+        let found = Program::new("bash").args(["-c", &script]).output().stdout;
+        found
+            .lines()
+            .filter(|line| !line.contains("pgrep"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+
+    let running = Program::new("env")
+        .args(["-u", "BAREKEY_NODE", &format!("NODE={state}")])
+        .args([&node])
+        .args([
+            "run",
+            "sh",
+            "-c",
+            "kubectl run pod --image=docker.io/library/busybox:stable -- sleep 300; sleep 300",
+        ])
+        .start();
+    eventually("the other node's pod", || {
+        let found = traces().join("\n");
+        if found.contains("containerd-shim")
+            && found.contains("kubelet")
+            && found.contains("/sys/fs/cgroup")
+        {
+            Ok(())
+        } else {
+            Err(found)
+        }
+    });
+    running.kill();
+    eventually("nothing left of it", || {
+        let found = traces();
+        if found.is_empty() {
+            Ok(())
+        } else {
+            Err(found.join("\n"))
+        }
+    });
+}
+
+/// A pod of one busybox that Pod Security `restricted` lets through.
+fn busybox(name: &str, command: &[&str]) -> serde_json::Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {
+            "terminationGracePeriodSeconds": 1,
+            "securityContext": {
+                "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [{
+                "name": "main", "image": "docker.io/library/busybox:stable", "command": command,
+                "securityContext": {
+                    "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+            }],
+        },
+    })
+}
