@@ -29,7 +29,7 @@ pub struct Program {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the vault, and with --kubernetes everything that belongs to a cluster.
-    Serve(ServeArguments),
+    Serve(Box<ServeArguments>),
     /// Print the custom resource definitions, or write them to a directory, a file each.
     Crds(CrdsArguments),
     /// Organizations, tokens and the audit trail, over the socket of the running server.
@@ -243,8 +243,8 @@ pub struct KubernetesArguments {
 /// The flags of `crds`.
 #[derive(Debug, Args)]
 pub struct CrdsArguments {
-    /// Where the files go; absent: all to standard output.
-    pub directory: Option<PathBuf>,
+    /// The root of the repository, where every generated file is written anew; absent: the definitions go to standard output.
+    pub repository: Option<PathBuf>,
 }
 
 /// The flags of `admin`.
@@ -352,6 +352,17 @@ pub struct UninstallArguments {
         default_value = "barekey"
     )]
     pub webhook_configuration: String,
+    /// The operator's own namespace.
+    #[arg(long, env = "BAREKEY_NAMESPACE", value_name = "NAMESPACE")]
+    pub namespace: Namespace,
+    /// The Lease that says which replica leads.
+    #[arg(
+        long,
+        env = "BAREKEY_LEASE",
+        value_name = "NAME",
+        default_value = "barekey"
+    )]
+    pub lease: String,
     /// How much is logged, and how.
     #[command(flatten)]
     pub log: LogArguments,

@@ -135,7 +135,7 @@ impl ApiError {
 
     /// What our log is told: the cause and its causes, each once.
     pub(crate) fn causes(&self) -> Option<impl fmt::Display + '_> {
-        self.internal.as_deref().map(|cause| Chain(cause))
+        self.internal.as_deref().map(Chain)
     }
 
     /// What stands for an answer that some layer refused without our body.
