@@ -332,7 +332,10 @@ fn write_crds(arguments: &CrdsArguments) -> anyhow::Result<ExitCode> {
 }
 
 /// `uninstall`: what goes before the operator goes.
-#[allow(clippy::print_stdout, reason = "its output is the report of what stays")]
+#[allow(
+    clippy::print_stdout,
+    reason = "its output is the report of what stays"
+)]
 async fn go(arguments: UninstallArguments) -> anyhow::Result<ExitCode> {
     start_log(&arguments.log)?;
     let settings = UninstallSettings {
@@ -418,7 +421,7 @@ async fn administer(arguments: AdminArguments) -> anyhow::Result<ExitCode> {
                 Arc::new(SystemClock),
             )
             .await
-                .with_context(|| format!("{error}, and its database does not open"))?;
+            .with_context(|| format!("{error}, and its database does not open"))?;
             let who = format!("uid {}", rustix::process::getuid().as_raw());
             let reply = admin::perform(&vault, &admin::origin(who), request).await;
             vault.close().await;

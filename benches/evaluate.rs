@@ -1,0 +1,106 @@
+//! Evaluate on SQLite, with a durable audit record for each read, beside a bare route of the same framework that answers
+//! the same bytes, and beside one synced write of 4 KiB on the same disk.
+
+use std::io::{Seek, SeekFrom, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+
+use crate::load::{Running, call, free_address, load, median, post, start_constant, wait_for};
+
+const ROUNDS: usize = 5;
+const ROUND: Duration = Duration::from_secs(2);
+const OPERATOR: &str = env!("CARGO_BIN_EXE_barekey-operator");
+
+pub(crate) fn run() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let address = free_address();
+    let probes = free_address();
+    let socket = folder.path().join("admin.sock");
+    let mut key = [0_u8; 32];
+    getrandom::fill(&mut key).unwrap();
+    let server = Command::new(OPERATOR)
+        .arg("serve")
+        .args(["--database", &format!("sqlite:{}", folder.path().join("vault.db").display())])
+        .args(["--listen", &address.to_string(), "--probe-listen", &probes.to_string()])
+        .arg("--admin-socket")
+        .arg(&socket)
+        .env("BAREKEY_MASTER_KEY_B64", base64::engine::general_purpose::STANDARD.encode(key))
+        .env("BAREKEY_LOG", "warn")
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let _server = Running(server);
+    wait_for(address);
+    let bootstrap = Command::new(OPERATOR)
+        .args(["admin", "bootstrap", "--organization", "bench", "--admin-socket"])
+        .arg(&socket)
+        .output()
+        .unwrap();
+    assert!(bootstrap.status.success(), "{}", String::from_utf8_lossy(&bootstrap.stderr));
+    let token = String::from_utf8(bootstrap.stdout).unwrap().trim().to_owned();
+
+    let ask = |path: &str, body: &str| {
+        let (status, answer) = call(address, &post(path, Some(&token), body));
+        assert_eq!(status, 200, "{path}: {answer}");
+        answer
+    };
+    ask("/v1/cli/projects/create", r#"{"name":"Bench","slug":"bench"}"#);
+    ask(
+        "/v1/env/write",
+        r#"{"projectSlug":"bench","stageSlug":"development","mode":"upsert","entries":[{"name":"DATABASE_URL","kind":"secret","value":"postgres://shop:0123456789abcdef@db.example:5432/shop"}]}"#,
+    );
+    let question = r#"{"projectSlug":"bench","stageSlug":"development","name":"DATABASE_URL"}"#;
+    let answer = ask("/v1/env/evaluate", question);
+    let request = post("/v1/env/evaluate", Some(&token), question);
+    let (bare_address, _bare) = start_constant(&answer);
+
+    println!("evaluate on SQLite with a durable audit record for each read");
+    let mut alone = 0.0;
+    for connections in [1, 32, 256] {
+        let mut bare = Vec::new();
+        let mut barekey = Vec::new();
+        let mut last = None;
+        for _ in 0..ROUNDS {
+            bare.push(load(bare_address, &request, connections, ROUND).per_second);
+            let seen = load(address, &request, connections, ROUND);
+            barekey.push(seen.per_second);
+            last = Some(seen);
+        }
+        let (bare, barekey, last) = (median(bare), median(barekey), last.unwrap());
+        if connections == 1 {
+            alone = barekey;
+        }
+        println!(
+            "  {connections:>3} connections: {:>5.1} % of a bare route ({barekey:.0} of {bare:.0} answers/s; p50 {:.2} ms, p99 {:.2} ms)",
+            100.0 * barekey / bare,
+            last.p50.as_secs_f64() * 1e3,
+            last.p99.as_secs_f64() * 1e3,
+        );
+    }
+    let synced = synced_writes_per_second(folder.path());
+    println!(
+        "    1 connection:  {:>5.1} % of the rate of one 4 KiB write-and-fdatasync ({synced:.0} writes/s)",
+        100.0 * alone / synced
+    );
+}
+
+/// How often 4 KiB can be written and synced in a second, one after the other, on the disk of `folder`.
+fn synced_writes_per_second(folder: &std::path::Path) -> f64 {
+    let mut file = std::fs::File::create(folder.join("synced")).unwrap();
+    let page = [7_u8; 4096];
+    let mut rounds = Vec::new();
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        let mut writes = 0_u32;
+        while start.elapsed() < Duration::from_millis(500) {
+            file.seek(SeekFrom::Start(u64::from(writes % 64) * 4096)).unwrap();
+            file.write_all(&page).unwrap();
+            file.sync_data().unwrap();
+            writes += 1;
+        }
+        rounds.push(f64::from(writes) / start.elapsed().as_secs_f64());
+    }
+    median(rounds)
+}

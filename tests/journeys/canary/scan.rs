@@ -1,0 +1,148 @@
+//! Searches places for secrets in every encoding that we produce. Findings name the secret and the place, never the bytes.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use aho_corasick::AhoCorasick;
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+
+/// What to look for: many spellings of many secrets, in one pass.
+pub(crate) struct Needles {
+    automaton: AhoCorasick,
+    /// For each pattern: which secret, and how it is spelled.
+    labels: Vec<(String, &'static str)>,
+}
+
+impl Needles {
+    /// Spells each secret in every way that a program of ours could.
+    pub(crate) fn new<'a>(secrets: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Self {
+        let mut patterns = Vec::new();
+        let mut labels = Vec::new();
+        for (label, secret) in secrets {
+            assert!(secret.len() >= 12, "{label} is too short to be told from chance");
+            for (spelling, pattern) in spellings(secret) {
+                patterns.push(pattern);
+                labels.push((label.to_owned(), spelling));
+            }
+        }
+        Self { automaton: AhoCorasick::new(patterns).unwrap(), labels }
+    }
+
+    /// Which secrets are in `bytes`, and how they are spelled there.
+    pub(crate) fn within(&self, bytes: &[u8]) -> Vec<(String, &'static str)> {
+        let mut found: Vec<_> = self
+            .automaton
+            .find_overlapping_iter(bytes)
+            .map(|hit| self.labels[hit.pattern().as_usize()].clone())
+            .collect();
+        found.sort();
+        found.dedup();
+        found
+    }
+
+    /// Which secrets are in the files below `folder`, on the disk that it is on (memory file systems below it are other
+    /// disks): path → secrets. Files that vanish meanwhile are passed over.
+    pub(crate) fn below(&self, folder: &Path) -> Searched {
+        let mut searched = Searched::default();
+        let disk = std::fs::symlink_metadata(folder)
+            .unwrap_or_else(|error| panic!("{} cannot be searched: {error}", folder.display()))
+            .dev();
+        self.walk(folder, disk, &mut searched);
+        searched
+    }
+
+    fn walk(&self, path: &Path, disk: u64, searched: &mut Searched) {
+        let Ok(metadata) = std::fs::symlink_metadata(path) else { return };
+        if metadata.dev() != disk {
+            return;
+        }
+        if metadata.is_dir() {
+            for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+                self.walk(&entry.path(), disk, searched);
+            }
+        } else if metadata.is_file() {
+            let Ok(file) = File::open(path) else { return };
+            searched.files += 1;
+            searched.bytes += metadata.len();
+            for hit in self.automaton.stream_find_iter(std::io::BufReader::with_capacity(1 << 20, file)) {
+                let Ok(hit) = hit else { return };
+                let label = self.labels[hit.pattern().as_usize()].clone();
+                let labels = searched.found.entry(path.display().to_string()).or_default();
+                if !labels.contains(&label) {
+                    labels.push(label);
+                }
+            }
+        }
+    }
+}
+
+/// What a search of files saw.
+#[derive(Default)]
+pub(crate) struct Searched {
+    /// How many files were read.
+    pub(crate) files: u64,
+    /// How many bytes they had.
+    pub(crate) bytes: u64,
+    /// Path → which secrets, and how they are spelled.
+    pub(crate) found: BTreeMap<String, Vec<(String, &'static str)>>,
+}
+
+/// A secret as text, base64 (at each of the three places that it can have in a longer text), hex, JSON and URL.
+fn spellings(secret: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let mut all = vec![
+        ("as it is", secret.to_vec()),
+        ("hex", hex::encode(secret).into_bytes()),
+        ("upper-case hex", hex::encode_upper(secret).into_bytes()),
+    ];
+    for shift in 0..3 {
+        let mut padded = vec![0_u8; shift];
+        padded.extend_from_slice(secret);
+        // The characters that no neighbour has a bit in.
+        let whole = (8 * shift).div_ceil(6)..(8 * padded.len()) / 6;
+        all.push(("base64", STANDARD.encode(&padded).as_bytes()[whole.clone()].to_vec()));
+        all.push(("base64url", URL_SAFE.encode(&padded).as_bytes()[whole].to_vec()));
+    }
+    if let Ok(text) = std::str::from_utf8(secret) {
+        let json = serde_json::to_string(text).unwrap();
+        all.push(("JSON", json[1..json.len() - 1].as_bytes().to_vec()));
+        let escaped: String = text
+            .bytes()
+            .map(|byte| match byte {
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                    char::from(byte).to_string()
+                }
+                other => format!("%{other:02X}"),
+            })
+            .collect();
+        all.push(("URL", escaped.into_bytes()));
+    }
+    all.sort_by(|one, other| one.1.cmp(&other.1));
+    all.dedup_by(|one, other| one.1 == other.1);
+    all
+}
+
+/// The search itself is proven before it is believed: each spelling of a secret is found in a longer text.
+pub(crate) fn every_spelling_of_a_secret_is_found() {
+    let secret = "pass\"word/with+odd & letters é 0123456789";
+    let needles = Needles::new([("the secret", secret.as_bytes())]);
+    let url: String = secret.bytes().map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect();
+    for (spelling, text) in [
+        ("as it is", format!("before {secret} after")),
+        ("JSON", serde_json::json!({ "value": secret }).to_string()),
+        ("URL", format!("/path?value={url}&more")),
+        ("hex", hex::encode(format!("ab{secret}"))),
+        ("base64", STANDARD.encode(secret)),
+        ("base64", STANDARD.encode(format!("x{secret}y"))),
+        ("base64", STANDARD.encode(format!("xy{secret}z"))),
+        ("base64url", URL_SAFE.encode(format!("xy{secret}z"))),
+    ] {
+        assert!(
+            needles.within(text.as_bytes()).iter().any(|(_, found)| *found == spelling),
+            "not found: {spelling}"
+        );
+    }
+    assert!(needles.within(b"nothing of the kind").is_empty());
+}
