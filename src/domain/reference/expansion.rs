@@ -48,7 +48,7 @@ impl fmt::Display for ComposeError {
         let mut parts = Vec::new();
         if !self.missing.is_empty() {
             parts.push(format!(
-                "the stage has no {}, or its `access` does not give it to this pod's service account: write it, or grant it in the BarekeyStage",
+                "the stage has no {}, or does not grant it to this pod's service account: write it, or add the account to spec.access of the BarekeyStage",
                 joined(&self.missing)
             ));
         }
