@@ -9,6 +9,8 @@ pub(crate) mod dialect;
 pub(crate) mod organizations;
 pub(crate) mod projects;
 pub(crate) mod sealed_keys;
+#[cfg(test)]
+pub(crate) mod test_server;
 pub(crate) mod usage;
 pub(crate) mod variables;
 
@@ -124,7 +126,7 @@ impl Row {
     }
 
     /// An integer that is there.
-    fn integer(&self, at: usize) -> Result<i64, Error> {
+    pub(crate) fn integer(&self, at: usize) -> Result<i64, Error> {
         self.maybe_integer(at)?
             .ok_or_else(|| Error::unexpected(format!("column {at} is NULL")))
     }
@@ -146,7 +148,7 @@ impl Row {
     }
 
     /// A text that is there.
-    fn text(&self, at: usize) -> Result<&str, Error> {
+    pub(crate) fn text(&self, at: usize) -> Result<&str, Error> {
         self.maybe_text(at)?
             .ok_or_else(|| Error::unexpected(format!("column {at} is NULL")))
     }

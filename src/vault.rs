@@ -8,12 +8,18 @@ pub mod authority;
 mod cache;
 pub mod credentials;
 pub mod declarations;
+mod environments;
 pub mod organizations;
 pub mod pods;
 pub mod projects;
+mod reads;
 mod records;
 pub mod variables;
 mod writer;
+mod writes;
+
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,7 +33,7 @@ use crate::domain::audit::{Action, AuditEvent, Origin, Outcome, Source};
 use crate::storage::{self, Connection, Database, Risk, sealed_keys::SealedKeyRow};
 use cache::Cache;
 use records::Chain;
-use writer::{Change, Queue, Recording, Relied, Verdict, Work};
+use writer::{Change, Queue, Verdict, Work};
 
 /// How often attempts without a known caller are written down.
 const UNKNOWN_CALLERS_INTERVAL: Duration = Duration::from_secs(60);
@@ -265,13 +271,7 @@ impl Vault {
             outcome: Outcome::Refused,
             detail: format!("count={count}"),
         };
-        let recording = Recording {
-            events: vec![(Chain::Installation, event)],
-            relied: Relied::default(),
-            used: None,
-            usage: None,
-        };
-        if self.0.queue.record(recording).await.is_err() {
+        if self.record_event(Chain::Installation, event).await.is_err() {
             // Counted again in the next minute; the writer has said why.
             self.0.unknown_callers.fetch_add(count, Ordering::Relaxed);
         }

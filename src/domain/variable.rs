@@ -291,8 +291,19 @@ mod tests {
     fn refuses(declared_type: DeclaredType, text: &str) {
         let error = declared_type.normalise(text).unwrap_err();
         assert_eq!(error.declared_type, declared_type, "{text:?}");
-        if text.len() > 3 {
-            assert!(!error.to_string().contains(text), "{text:?}");
+    }
+
+    #[test]
+    fn an_error_does_not_carry_the_value() {
+        for declared_type in [
+            DeclaredType::Boolean,
+            DeclaredType::Int64,
+            DeclaredType::Float,
+            DeclaredType::Date,
+            DeclaredType::Json,
+        ] {
+            let error = declared_type.normalise("hunter2").unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
         }
     }
 

@@ -6,6 +6,7 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
@@ -127,8 +128,8 @@ pub(crate) enum Database {
         readers: SqlitePool,
         /// For the writing connection.
         write: SqliteConnectOptions,
-        /// Held as long as the database is open.
-        _lock: File,
+        /// Held until the database is closed.
+        lock: Mutex<Option<File>>,
     },
     /// A server, many processes.
     Postgres {
@@ -206,7 +207,7 @@ impl Database {
         Ok(Self::Sqlite {
             readers,
             write,
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         })
     }
 
@@ -297,10 +298,13 @@ impl Database {
         .map_err(Error::Driver)
     }
 
-    /// Closes the readers.
+    /// Closes the readers and lets go of the lock. The writing connection is closed before.
     pub(crate) async fn close(&self) {
         match self {
-            Self::Sqlite { readers, .. } => readers.close().await,
+            Self::Sqlite { readers, lock, .. } => {
+                readers.close().await;
+                drop(lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+            }
             Self::Postgres { readers, .. } => readers.close().await,
         }
     }

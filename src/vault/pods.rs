@@ -1,19 +1,22 @@
 //! What a pod reads: its allowances, cut to the stage's present access.
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
 use super::cache::Environment;
+use super::environments::{Opener, Unopened, load_environment};
+use super::reads::{READ_ATTEMPTS, stage_event};
 use super::records::Chain;
-use super::variables::{Opener, Overtaken, Unopened, stage_event};
-use super::writer::{Recorded, Recording, Relied, Usage};
-use super::{Unavailable, Vault};
+use super::writer::{Change, Recorded, Recording, Relied, Usage, Verdict, Work, count_usage};
+use super::{Core, Unavailable, Vault};
 use crate::crypto::tokens::PresentedToken;
-use crate::domain::access::{Caller, PodCaller, grants_anything, grants_variable};
+use crate::domain::access::{Actor, Caller, PodCaller, grants_anything, grants_variable};
 use crate::domain::audit::{Action, AuditEvent, Origin, Outcome};
 use crate::domain::names::{StageId, VariableName};
 use crate::domain::plaintext::Plaintext;
+use crate::storage;
+use crate::storage::variables::VariableRow;
 use crate::vault::credentials::AuthenticateError;
 
 /// Proves which living pod a token is bound to. Implemented by `kubernetes::identity`.
@@ -68,9 +71,6 @@ pub enum PodReadError {
     Unavailable(#[from] Unavailable),
 }
 
-/// How often a read is done again when a change overtook it.
-const READ_ATTEMPTS: u32 = 16;
-
 impl Vault {
     /// The union of the pod's allowances, cut to what each stage grants its service account now. Names that are absent or
     /// not granted are left out; the agent names them. Audited before it returns; a refusal is audited and told as an event.
@@ -82,215 +82,93 @@ impl Vault {
         pod: &PodCaller,
         origin: &Origin,
     ) -> Result<Vec<PodValue>, PodReadError> {
+        let answer = self.answer_pod(pod, origin).await;
+        if let (Err(refusal), Some(identity)) = (&answer, &self.0.pod_identity)
+            && !matches!(refusal, PodReadError::Unavailable(_))
+        {
+            identity.tell_refused(pod, &refusal.to_string()).await;
+        }
+        answer
+    }
+
+    async fn answer_pod(
+        &self,
+        pod: &PodCaller,
+        origin: &Origin,
+    ) -> Result<Vec<PodValue>, PodReadError> {
         if pod.allowances.is_empty() {
             let refusal = PodReadError::NotInjected;
-            let event = pod_event(Action::ReadRefused, pod, origin, refusal.to_string());
-            self.record_for_pod(vec![(Chain::Installation, event)], Relied::default(), None)
-                .await?;
-            return Err(self.told(pod, refusal).await);
+            let event = pod_event(pod, origin, &refusal);
+            self.record_event(Chain::Installation, event).await?;
+            return Err(refusal);
         }
         for attempt in 0..READ_ATTEMPTS {
-            if let Some(values) = self.read_for_pod_once(pod, origin, attempt > 0).await? {
-                return Ok(values);
+            if let Some(answer) = self.answer_pod_once(pod, origin, attempt > 0).await? {
+                return answer;
             }
         }
-        Err(PodReadError::Unavailable(Overtaken.into()))
+        let inside = ReadForPodInGroup {
+            core: Arc::clone(&self.0.core),
+            chain: self.chain_of_stages(pod).await?,
+            pod: pod.clone(),
+            origin: origin.clone(),
+        };
+        self.0.queue.change(inside).await?
+    }
+
+    /// The chain of the first stage that is there, to be locked while the pod's values are read.
+    async fn chain_of_stages(&self, pod: &PodCaller) -> Result<Chain, Unavailable> {
+        for stage in stages_of(pod) {
+            if let Some(environment) = self.environment_by_id(stage, false).await? {
+                return Ok(Chain::Organization(environment.facts.organization.clone()));
+            }
+        }
+        Ok(Chain::Installation)
     }
 
     /// One attempt; `None` when a change overtook it.
-    async fn read_for_pod_once(
+    async fn answer_pod_once(
         &self,
         pod: &PodCaller,
         origin: &Origin,
         fresh: bool,
-    ) -> Result<Option<Vec<PodValue>>, PodReadError> {
-        let stages: BTreeSet<&StageId> = pod
-            .allowances
+    ) -> Result<Option<Result<Vec<PodValue>, PodReadError>>, Unavailable> {
+        let mut stages = Vec::new();
+        for stage in stages_of(pod) {
+            let found = self.environment_by_id(stage, fresh).await?;
+            let fetched = match &found {
+                Some(environment) if environment.variables.is_none() => {
+                    let mut db = self.reader().await?;
+                    storage::variables::newest_variables(&mut db, stage).await?
+                }
+                _ => Vec::new(),
+            };
+            stages.push((found, fetched));
+        }
+        let judged = judge(self.core(), pod, origin, &stages);
+        let relied: Vec<(StageId, i64)> = stages
             .iter()
-            .map(|allowance| &allowance.stage)
-            .collect();
-        let mut environments: Vec<Arc<Environment>> = Vec::with_capacity(stages.len());
-        let mut absent = false;
-        for stage in stages {
-            match self.environment_by_id(stage, fresh).await? {
-                Some(environment) => environments.push(environment),
-                None => absent = true,
-            }
-        }
-        let relied = || Relied {
-            stages: environments
-                .iter()
-                .map(|environment| (environment.facts.stage.clone(), environment.stage.epoch))
-                .collect(),
-            token: None,
-        };
-        let ungranted = environments.iter().find(|environment| {
-            !grants_anything(&environment.grants, &pod.namespace, &pod.service_account)
-        });
-        if absent || ungranted.is_some() {
-            let refusal = PodReadError::NoAccess {
-                account: pod.service_account.to_string(),
-                namespace: pod.namespace.to_string(),
-            };
-            let event = match ungranted {
-                Some(environment) => (
-                    Chain::Organization(environment.facts.organization.clone()),
-                    stage_event(
-                        Action::ReadRefused,
-                        Caller::Pod(pod.clone()).actor(),
-                        (&environment.stage.project_slug, &environment.stage.slug),
-                        Vec::new(),
-                        origin,
-                        Outcome::Refused,
-                        refusal.to_string(),
-                    ),
-                ),
-                None => (
-                    Chain::Installation,
-                    pod_event(Action::ReadRefused, pod, origin, refusal.to_string()),
-                ),
-            };
-            return if self.record_for_pod(vec![event], relied(), None).await? {
-                Err(self.told(pod, refusal).await)
-            } else {
-                Ok(None)
-            };
-        }
-        let mut values = Vec::new();
-        let mut events = Vec::with_capacity(environments.len());
-        let mut usage = None;
-        for environment in &environments {
-            let read = self.open_for_pod(pod, origin, environment).await?;
-            let chain = Chain::Organization(environment.facts.organization.clone());
-            match read {
-                Ok((opened, event)) => {
-                    usage.get_or_insert_with(|| Usage {
-                        organization: environment.facts.organization.clone(),
-                        scope: "pod_values",
-                        units: i64::try_from(opened.len()).unwrap_or(i64::MAX),
-                        request_key: None,
-                    });
-                    values.extend(opened);
-                    events.push((chain, event));
-                }
-                Err((name, event)) => {
-                    return if self
-                        .record_for_pod(vec![(chain, event)], relied(), None)
-                        .await?
-                    {
-                        Err(self.told(pod, PodReadError::Altered { name }).await)
-                    } else {
-                        Ok(None)
-                    };
-                }
-            }
-        }
-        let recorded = self.record_for_pod(events, relied(), usage).await?;
-        Ok(recorded.then_some(values))
-    }
-
-    /// Opens what the pod's allowances ask of one stage and its access grants; either way with the event to record.
-    #[allow(clippy::type_complexity)]
-    async fn open_for_pod(
-        &self,
-        pod: &PodCaller,
-        origin: &Origin,
-        environment: &Environment,
-    ) -> Result<Result<(Vec<PodValue>, AuditEvent), (VariableName, AuditEvent)>, Unavailable> {
-        let stage = &environment.facts.stage;
-        let fetched;
-        let rows = match &environment.variables {
-            Some(variables) => variables.values().collect::<Vec<_>>(),
-            None => {
-                let mut db = self.reader().await?;
-                fetched = crate::storage::variables::newest_variables(&mut db, stage).await?;
-                fetched.iter().collect()
-            }
-        };
-        let event = |action, names, outcome, detail: &str| {
-            stage_event(
-                action,
-                Caller::Pod(pod.clone()).actor(),
-                (&environment.stage.project_slug, &environment.stage.slug),
-                names,
-                origin,
-                outcome,
-                detail.to_owned(),
-            )
-        };
-        let mut opener = Opener::new(self.core(), environment);
-        let mut values = Vec::new();
-        for row in rows {
-            let allowed = pod
-                .allowances
-                .iter()
-                .any(|allowance| allowance.stage == *stage && allowance.covers(&row.name));
-            let granted = grants_variable(
-                &environment.grants,
-                &pod.namespace,
-                &pod.service_account,
-                &row.name,
-            );
-            if !(allowed && granted) {
-                continue;
-            }
-            match opener.open(row) {
-                Ok(value) => values.push(PodValue {
-                    stage: stage.clone(),
-                    name: row.name.clone(),
-                    value,
-                }),
-                Err(Unopened) => {
-                    return Ok(Err((
-                        row.name.clone(),
-                        event(
-                            Action::EnvelopeRefused,
-                            vec![row.name.to_string()],
-                            Outcome::Refused,
-                            "the envelope, or what stands beside it, was altered",
-                        ),
-                    )));
-                }
-            }
-        }
-        let names = values.iter().map(|value| value.name.to_string()).collect();
-        let event = event(Action::VariablesRead, names, Outcome::Allowed, "");
-        Ok(Ok((values, event)))
-    }
-
-    /// Whether what the read relied on still held, so that it is recorded.
-    async fn record_for_pod(
-        &self,
-        events: Vec<(Chain, AuditEvent)>,
-        relied: Relied,
-        usage: Option<Usage>,
-    ) -> Result<bool, Unavailable> {
-        let stages: Vec<StageId> = relied
-            .stages
-            .iter()
-            .map(|(stage, _)| stage.clone())
+            .filter_map(|(environment, _)| environment.as_ref())
+            .map(|environment| (environment.facts.stage.clone(), environment.stage.epoch))
             .collect();
         let recording = Recording {
-            events,
-            relied,
+            events: judged.events,
+            relied: Relied {
+                stages: relied,
+                token: None,
+            },
             used: None,
-            usage,
+            usage: judged.usage,
         };
-        let durable = self.0.queue.record(recording).await? == Recorded::Durable;
-        if !durable {
-            for stage in &stages {
-                self.core().cache.forget_stage(stage);
+        if self.0.queue.record(recording).await? == Recorded::Durable {
+            return Ok(Some(judged.answer));
+        }
+        for (environment, _) in &stages {
+            if let Some(environment) = environment {
+                self.core().cache.forget_stage(&environment.facts.stage);
             }
         }
-        Ok(durable)
-    }
-
-    /// Tells the pod's owner, and hands the refusal on.
-    async fn told(&self, pod: &PodCaller, refusal: PodReadError) -> PodReadError {
-        if let Some(identity) = &self.0.pod_identity {
-            identity.tell_refused(pod, &refusal.to_string()).await;
-        }
-        refusal
+        Ok(None)
     }
 
     /// The names that a stage holds, sorted; `None` when there is no such stage. For the webhook, which sees no value.
@@ -302,27 +180,205 @@ impl Vault {
         stage: &StageId,
     ) -> Result<Option<Vec<VariableName>>, Unavailable> {
         let mut db = self.reader().await?;
-        if crate::storage::projects::stage_by_id(&mut db, stage)
+        if storage::projects::stage_by_id(&mut db, stage)
             .await?
             .is_none()
         {
             return Ok(None);
         }
-        let names = crate::storage::variables::variable_names(&mut db, stage).await?;
+        let names = storage::variables::variable_names(&mut db, stage).await?;
         Ok(Some(names))
     }
 }
 
-/// An event of a pod that concerns no stage that is there.
-fn pod_event(action: Action, pod: &PodCaller, origin: &Origin, detail: String) -> AuditEvent {
+/// The stages that a pod's allowances name, each once.
+fn stages_of(pod: &PodCaller) -> BTreeSet<&StageId> {
+    pod.allowances
+        .iter()
+        .map(|allowance| &allowance.stage)
+        .collect()
+}
+
+/// A stage as it is stored, if it is there, and its rows when they are too many to hold.
+type Stored = (Option<Arc<Environment>>, Vec<VariableRow>);
+
+/// What a pod's read comes to, before it is recorded.
+struct Judged {
+    events: Vec<(Chain, AuditEvent)>,
+    usage: Option<Usage>,
+    answer: Result<Vec<PodValue>, PodReadError>,
+}
+
+/// What a pod is answered, on stages as they are stored. One that is not there reads as one that grants nothing.
+fn judge(core: &Core, pod: &PodCaller, origin: &Origin, stages: &[Stored]) -> Judged {
+    let refused = |event, refusal| Judged {
+        events: vec![event],
+        usage: None,
+        answer: Err(refusal),
+    };
+    let ungranted = stages.iter().find(|(environment, _)| {
+        environment.as_ref().is_none_or(|environment| {
+            !grants_anything(&environment.grants, &pod.namespace, &pod.service_account)
+        })
+    });
+    if let Some((environment, _)) = ungranted {
+        let refusal = PodReadError::NoAccess {
+            account: pod.service_account.to_string(),
+            namespace: pod.namespace.to_string(),
+        };
+        let mut event = pod_event(pod, origin, &refusal);
+        let chain = match environment {
+            Some(environment) => {
+                event.project = Some(environment.stage.project_slug.to_string());
+                event.stage = Some(environment.stage.slug.to_string());
+                Chain::Organization(environment.facts.organization.clone())
+            }
+            None => Chain::Installation,
+        };
+        return refused((chain, event), refusal);
+    }
+    let mut values = Vec::new();
+    let mut events = Vec::with_capacity(stages.len());
+    let mut usage = None;
+    for (environment, fetched) in stages {
+        let Some(environment) = environment else {
+            continue;
+        };
+        let chain = Chain::Organization(environment.facts.organization.clone());
+        let of_stage = |action, names, outcome, detail: &str| {
+            stage_event(
+                action,
+                actor(pod),
+                (&environment.stage.project_slug, &environment.stage.slug),
+                names,
+                origin,
+                outcome,
+                detail.to_owned(),
+            )
+        };
+        match open_for_pod(core, pod, environment, fetched) {
+            Ok(opened) => {
+                let names = opened.iter().map(|value| value.name.to_string()).collect();
+                usage.get_or_insert_with(|| Usage {
+                    organization: environment.facts.organization.clone(),
+                    scope: "pod_values",
+                    units: i64::try_from(opened.len()).unwrap_or(i64::MAX),
+                    request_key: None,
+                });
+                values.extend(opened);
+                events.push((
+                    chain,
+                    of_stage(Action::VariablesRead, names, Outcome::Allowed, ""),
+                ));
+            }
+            Err(name) => {
+                let event = of_stage(
+                    Action::EnvelopeRefused,
+                    vec![name.to_string()],
+                    Outcome::Refused,
+                    "the envelope, or what stands beside it, was altered",
+                );
+                return refused((chain, event), PodReadError::Altered { name });
+            }
+        }
+    }
+    Judged {
+        events,
+        usage,
+        answer: Ok(values),
+    }
+}
+
+/// What the pod's allowances ask of one stage and its access grants, opened; or the name of what does not open.
+fn open_for_pod(
+    core: &Core,
+    pod: &PodCaller,
+    environment: &Environment,
+    fetched: &[VariableRow],
+) -> Result<Vec<PodValue>, VariableName> {
+    let stage = &environment.facts.stage;
+    let held = environment.variables.iter().flat_map(BTreeMap::values);
+    let mut opener = Opener::new(core, environment);
+    let mut values = Vec::new();
+    for row in held.chain(fetched) {
+        let allowed = pod
+            .allowances
+            .iter()
+            .any(|allowance| allowance.stage == *stage && allowance.covers(&row.name));
+        let granted = grants_variable(
+            &environment.grants,
+            &pod.namespace,
+            &pod.service_account,
+            &row.name,
+        );
+        if allowed && granted {
+            let value = opener.open(row).map_err(|Unopened| row.name.clone())?;
+            values.push(PodValue {
+                stage: stage.clone(),
+                name: row.name.clone(),
+                value,
+            });
+        }
+    }
+    Ok(values)
+}
+
+fn actor(pod: &PodCaller) -> Actor {
+    Caller::Pod(pod.clone()).actor()
+}
+
+/// The event of a refusal, before a stage is named in it.
+fn pod_event(pod: &PodCaller, origin: &Origin, refusal: &PodReadError) -> AuditEvent {
     AuditEvent {
-        action,
-        actor: Caller::Pod(pod.clone()).actor(),
+        action: Action::ReadRefused,
+        actor: actor(pod),
         project: None,
         stage: None,
         names: Vec::new(),
         origin: origin.clone(),
         outcome: Outcome::Refused,
-        detail,
+        detail: refusal.to_string(),
+    }
+}
+
+/// A pod's read that is done inside a group, where no change can overtake it.
+struct ReadForPodInGroup {
+    core: Arc<Core>,
+    chain: Chain,
+    pod: PodCaller,
+    origin: Origin,
+}
+
+impl Change for ReadForPodInGroup {
+    type Answer = Result<Vec<PodValue>, PodReadError>;
+
+    fn chain(&self) -> Chain {
+        self.chain.clone()
+    }
+
+    async fn run(&self, work: &mut Work) -> Result<Verdict<Self::Answer>, storage::Error> {
+        let mut stages = Vec::new();
+        for stage in stages_of(&self.pod) {
+            let found = storage::projects::stage_by_id(&mut work.db, stage).await?;
+            let stored = match found {
+                Some(row) => {
+                    let environment = load_environment(&mut work.db, row).await?;
+                    let fetched = if environment.variables.is_none() {
+                        storage::variables::newest_variables(&mut work.db, stage).await?
+                    } else {
+                        Vec::new()
+                    };
+                    (Some(Arc::new(environment)), fetched)
+                }
+                None => (None, Vec::new()),
+            };
+            stages.push(stored);
+        }
+        let judged = judge(&self.core, &self.pod, &self.origin, &stages);
+        work.events.extend(judged.events);
+        if let Some(usage) = &judged.usage {
+            count_usage(&mut work.db, usage, work.now_ms).await?;
+        }
+        Ok(Verdict::Keep(judged.answer))
     }
 }

@@ -1,9 +1,9 @@
 //! Projects and stages over HTTP.
 use std::sync::Arc;
 
+use super::reads::ConfirmError;
 use super::records::Chain;
-use super::variables::ConfirmError;
-use super::writer::{Change, Recording, Relied, Verdict, Work};
+use super::writer::{Change, Verdict, Work};
 use super::{Core, Unavailable, Vault, make_id, no_random};
 use crate::crypto::keys::DataKey;
 use crate::crypto::tokens::make_number;
@@ -375,15 +375,7 @@ impl Vault {
             outcome: Outcome::Refused,
             detail: refusal.to_string(),
         };
-        self.0
-            .queue
-            .record(Recording {
-                events: vec![(chain, event)],
-                relied: Relied::default(),
-                used: None,
-                usage: None,
-            })
-            .await?;
+        self.record_event(chain, event).await?;
         Ok(CreateError::Refused(refusal))
     }
 }

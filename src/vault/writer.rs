@@ -24,6 +24,8 @@ use crate::storage::{self, Connection};
 const GROUP_JOBS_MAX: usize = 512;
 /// How many jobs may wait; whoever comes later waits before the queue.
 pub(crate) const QUEUE_JOBS_MAX: usize = 2048;
+/// The meter of reads.
+const READS: &str = "dynamic_requests";
 /// How many epochs the writer remembers.
 const KNOWN_EPOCHS_MAX: usize = 10_000;
 
@@ -588,6 +590,32 @@ async fn lock_head(work: &mut Work, chain: &Chain, epoch: i64) -> Result<HeadRow
     }))
 }
 
+/// Counts one use; a request that named itself and was counted before is not counted again.
+pub(crate) async fn count_usage(
+    db: &mut Connection,
+    usage: &Usage,
+    now_ms: i64,
+) -> Result<(), storage::Error> {
+    if is_counted(db, usage, now_ms).await? {
+        storage::usage::add_usage(db, &usage.organization, READS, usage.units, now_ms).await?;
+    }
+    Ok(())
+}
+
+/// Whether a use counts: it did not name itself, or named itself for the first time.
+async fn is_counted(
+    db: &mut Connection,
+    usage: &Usage,
+    now_ms: i64,
+) -> Result<bool, storage::Error> {
+    let Some(key) = &usage.request_key else {
+        return Ok(true);
+    };
+    let organization = &usage.organization;
+    storage::usage::insert_request_key(db, organization, usage.scope, key, usage.units, now_ms)
+        .await
+}
+
 /// Counts what was used.
 async fn count(
     work: &mut Work,
@@ -606,21 +634,7 @@ async fn count(
             used.insert((organization, token));
         }
         if let Some(usage) = &recording.usage {
-            let counted = match &usage.request_key {
-                None => true,
-                Some(key) => {
-                    storage::usage::insert_request_key(
-                        &mut work.db,
-                        &usage.organization,
-                        usage.scope,
-                        key,
-                        usage.units,
-                        work.now_ms,
-                    )
-                    .await?
-                }
-            };
-            if counted {
+            if is_counted(&mut work.db, usage, work.now_ms).await? {
                 *units.entry(&usage.organization).or_default() += usage.units;
             }
         }
@@ -629,14 +643,7 @@ async fn count(
         storage::credentials::touch_token(&mut work.db, organization, token, work.now_ms).await?;
     }
     for (organization, units) in units {
-        storage::usage::add_usage(
-            &mut work.db,
-            organization,
-            "dynamic_requests",
-            units,
-            work.now_ms,
-        )
-        .await?;
+        storage::usage::add_usage(&mut work.db, organization, READS, units, work.now_ms).await?;
     }
     Ok(())
 }

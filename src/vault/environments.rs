@@ -1,0 +1,182 @@
+//! Stages as a read needs them: out of memory or out of the database, sealed; and how their values are opened.
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::cache::{Environment, STAGE_BYTES_MAX};
+use super::projects::access_grants;
+use super::variables::Target;
+use super::{Core, Unavailable, Vault};
+use crate::crypto::envelope::ValuePlace;
+use crate::crypto::keys::DataKey;
+use crate::domain::access::{StageFacts, TokenCaller};
+use crate::domain::names::{LineageId, StageId};
+use crate::domain::plaintext::Plaintext;
+use crate::domain::variable::Arm;
+use crate::storage;
+use crate::storage::Connection;
+use crate::storage::projects::{DataKeyRow, StageRow};
+use crate::storage::variables::VariableRow;
+
+/// Opens values, unwrapping each data key once. Made for one request; the keys are wiped with it.
+pub(crate) struct Opener<'a> {
+    core: &'a Core,
+    facts: &'a StageFacts,
+    keys: &'a [DataKeyRow],
+    unwrapped: HashMap<(&'a LineageId, i64), DataKey>,
+}
+
+/// A row does not open.
+pub(crate) struct Unopened;
+
+impl<'a> Opener<'a> {
+    /// For one request on one stage.
+    pub(crate) fn new(core: &'a Core, environment: &'a Environment) -> Self {
+        Self {
+            core,
+            facts: &environment.facts,
+            keys: &environment.keys,
+            unwrapped: HashMap::new(),
+        }
+    }
+
+    /// The value of a row.
+    pub(crate) fn open(&mut self, row: &VariableRow) -> Result<Plaintext, Unopened> {
+        let stored = self
+            .keys
+            .iter()
+            .find(|key| key.lineage == row.lineage && key.version == row.dek_version)
+            .ok_or(Unopened)?;
+        let key = match self.unwrapped.entry((&stored.lineage, stored.version)) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => entry.insert(
+                self.core
+                    .master_key
+                    .unwrap_data_key(
+                        &stored.lineage,
+                        stored.version,
+                        &stored.kek_id,
+                        &stored.wrapped,
+                    )
+                    .map_err(|_| Unopened)?,
+            ),
+        };
+        key.open_value(place(self.facts, row), &row.envelope_a)
+            .map_err(|_| Unopened)
+    }
+}
+
+/// Where the value of a row belongs.
+pub(crate) fn place<'a>(facts: &'a StageFacts, row: &'a VariableRow) -> ValuePlace<'a> {
+    ValuePlace {
+        project: &facts.project,
+        stage: &facts.stage,
+        name: &row.name,
+        version: row.version,
+        arm: Arm::A,
+        kind: row.kind,
+        declared_type: row.declared_type,
+        visibility: row.visibility,
+        chance_or_curve: "",
+    }
+}
+
+/// The facts of a stored stage.
+pub(crate) fn facts_of(stage: &StageRow) -> StageFacts {
+    StageFacts {
+        organization: stage.organization.clone(),
+        project: stage.project.clone(),
+        stage: stage.id.clone(),
+        protected: stage.protected,
+    }
+}
+
+impl Vault {
+    /// The stage that a request names, and whether it came out of memory.
+    pub(crate) async fn environment(
+        &self,
+        token: &TokenCaller,
+        target: &Target,
+        fresh: bool,
+    ) -> Result<Option<(Arc<Environment>, bool)>, Unavailable> {
+        let core = self.core();
+        let organization = &token.organization;
+        if !fresh
+            && let Some(held) = core
+                .cache
+                .environment(organization, &target.project, &target.stage)
+        {
+            return Ok(Some((held, true)));
+        }
+        let generation = core.cache.generation();
+        let mut db = self.reader().await?;
+        let stage = storage::projects::stage_by_slugs(
+            &mut db,
+            organization,
+            &target.project,
+            &target.stage,
+        )
+        .await?;
+        match stage {
+            Some(stage) => {
+                let environment = load_environment(&mut db, stage).await?;
+                let environment = Arc::new(environment);
+                core.cache
+                    .hold_environment(generation, Arc::clone(&environment));
+                Ok(Some((environment, false)))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// The stage of that id, out of memory or out of the database.
+    pub(crate) async fn environment_by_id(
+        &self,
+        stage: &StageId,
+        fresh: bool,
+    ) -> Result<Option<Arc<Environment>>, Unavailable> {
+        let core = self.core();
+        if !fresh && let Some(held) = core.cache.environment_by_id(stage) {
+            return Ok(Some(held));
+        }
+        let generation = core.cache.generation();
+        let mut db = self.reader().await?;
+        match storage::projects::stage_by_id(&mut db, stage).await? {
+            Some(stage) => {
+                let environment = Arc::new(load_environment(&mut db, stage).await?);
+                core.cache
+                    .hold_environment(generation, Arc::clone(&environment));
+                Ok(Some(environment))
+            }
+            None => Ok(None),
+        }
+    }
+}
+
+/// Everything that a read of a stage needs, as it is stored. The stage's row, with its epoch, was read before the rest: what
+/// changed in between is found by that epoch when the read is recorded.
+pub(crate) async fn load_environment(
+    db: &mut Connection,
+    stage: StageRow,
+) -> Result<Environment, storage::Error> {
+    let grants = access_grants(storage::projects::access_entries(db, &stage.id).await?)?;
+    let bytes = storage::variables::sealed_bytes(db, &stage.id).await?;
+    let variables = if bytes <= STAGE_BYTES_MAX {
+        let rows = storage::variables::newest_variables(db, &stage.id).await?;
+        let by_name: BTreeMap<_, _> = rows
+            .into_iter()
+            .map(|row| (row.name.clone(), row))
+            .collect();
+        Some(by_name)
+    } else {
+        None
+    };
+    // After the rows, so that the key of every row is there.
+    let keys = storage::projects::data_keys(db, &stage.project).await?;
+    Ok(Environment {
+        facts: facts_of(&stage),
+        stage,
+        grants,
+        variables,
+        keys,
+    })
+}

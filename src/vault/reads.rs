@@ -1,0 +1,608 @@
+//! Reading variables: evaluated, pulled, listed.
+//!
+//! A read is answered when its record is durable. It is judged on what memory holds, or on what was just loaded; what it
+//! relied on is held against the database in the group that records it, and a read that a change overtook is done again.
+//! One that is overtaken again and again is done inside a group, where nothing can.
+use std::sync::Arc;
+
+use super::cache::Environment;
+use super::environments::{Opener, Unopened, facts_of, load_environment};
+use super::projects::organization_of;
+use super::records::Chain;
+use super::variables::{Ask, Opened, ReadError, Target, VariableMetadata};
+use super::writer::{Change, Recorded, Recording, Relied, Usage, Verdict, Work};
+use super::{Core, Unavailable, Vault};
+use crate::domain::access::{
+    Actor, Caller, Refusal, Scope, TokenCaller, may_list_variables, may_read,
+};
+use crate::domain::audit::{Action, AuditEvent, Origin, Outcome};
+use crate::domain::names::{ProjectSlug, StageSlug};
+use crate::storage;
+use crate::storage::Connection;
+use crate::storage::variables::VariableRow;
+
+/// How often a read is done again outside a group.
+pub(crate) const READ_ATTEMPTS: u32 = 3;
+
+/// What a read wants of a stage.
+#[derive(Clone, Copy)]
+enum Wanted<'a> {
+    /// These, in order; all or nothing.
+    Named(&'a [Ask]),
+    /// Every one, sorted by name.
+    All,
+}
+
+impl Wanted<'_> {
+    /// The scope that request keys are stored under.
+    fn scope(self) -> &'static str {
+        match self {
+            Self::Named([_]) => "env_evaluate_single",
+            Self::Named(_) => "env_evaluate_batch",
+            Self::All => "env_pull",
+        }
+    }
+}
+
+/// A read, as it was asked for.
+#[derive(Clone, Copy)]
+struct Request<'a> {
+    caller: &'a Caller,
+    token: &'a TokenCaller,
+    origin: &'a Origin,
+    target: &'a Target,
+    wanted: Wanted<'a>,
+    request_key: Option<&'a str>,
+}
+
+/// What a read comes to, before it is recorded.
+enum Judged {
+    /// To be recorded, and then answered.
+    Recorded {
+        event: AuditEvent,
+        answer: Result<Vec<Opened>, ReadError>,
+    },
+    /// Nothing that is recorded: a variable is not there, or of another type.
+    Unrecorded(ReadError),
+}
+
+impl Request<'_> {
+    /// What the read comes to on a stage as it is stored. `fetched` are the rows of a stage that memory does not hold.
+    fn judge(&self, core: &Core, environment: &Environment, fetched: &[VariableRow]) -> Judged {
+        if let Err(refusal) = may_read(self.caller, &environment.facts) {
+            return self.refused(refusal);
+        }
+        let rows: Vec<&VariableRow> = match (self.wanted, &environment.variables) {
+            (Wanted::All, Some(variables)) => variables.values().collect(),
+            (Wanted::All, None) => fetched.iter().collect(),
+            (Wanted::Named(asks), held) => {
+                let mut rows = Vec::with_capacity(asks.len());
+                for ask in asks {
+                    let row = match held {
+                        Some(variables) => variables.get(&ask.name),
+                        None => fetched.iter().find(|row| row.name == ask.name),
+                    };
+                    let Some(row) = row else {
+                        return Judged::Unrecorded(ReadError::NoVariable {
+                            name: ask.name.clone(),
+                        });
+                    };
+                    if let Some(expected) = ask.declared_type
+                        && expected != row.declared_type
+                    {
+                        return Judged::Unrecorded(ReadError::WrongType {
+                            name: row.name.clone(),
+                            declared: row.declared_type,
+                            expected,
+                        });
+                    }
+                    rows.push(row);
+                }
+                rows
+            }
+        };
+        let mut opener = Opener::new(core, environment);
+        let mut opened = Vec::with_capacity(rows.len());
+        for row in rows {
+            match opener.open(row) {
+                Ok(value) => opened.push(Opened {
+                    name: row.name.clone(),
+                    kind: row.kind,
+                    declared_type: row.declared_type,
+                    visibility: row.visibility,
+                    value,
+                }),
+                Err(Unopened) => {
+                    let name = row.name.clone();
+                    let event = self.event(
+                        Action::EnvelopeRefused,
+                        vec![name.to_string()],
+                        Outcome::Refused,
+                        "the envelope, or what stands beside it, was altered".to_owned(),
+                    );
+                    return Judged::Recorded {
+                        event,
+                        answer: Err(ReadError::Altered { name }),
+                    };
+                }
+            }
+        }
+        let names = opened.iter().map(|one| one.name.to_string()).collect();
+        Judged::Recorded {
+            event: self.event(
+                Action::VariablesRead,
+                names,
+                Outcome::Allowed,
+                String::new(),
+            ),
+            answer: Ok(opened),
+        }
+    }
+
+    fn event(
+        &self,
+        action: Action,
+        names: Vec<String>,
+        outcome: Outcome,
+        detail: String,
+    ) -> AuditEvent {
+        stage_event(
+            action,
+            self.caller.actor(),
+            (&self.target.project, &self.target.stage),
+            names,
+            self.origin,
+            outcome,
+            detail,
+        )
+    }
+
+    fn refused(&self, refusal: Refusal) -> Judged {
+        Judged::Recorded {
+            event: refused_read(self.caller, self.origin, self.target, self.wanted, &refusal),
+            answer: Err(refusal.into()),
+        }
+    }
+
+    /// The rows of a stage that memory does not hold.
+    async fn fetch(
+        &self,
+        db: &mut Connection,
+        environment: &Environment,
+    ) -> Result<Vec<VariableRow>, storage::Error> {
+        let stage = &environment.facts.stage;
+        match (self.wanted, &environment.variables) {
+            (_, Some(_)) => Ok(Vec::new()),
+            (Wanted::All, None) => storage::variables::newest_variables(db, stage).await,
+            (Wanted::Named(asks), None) => {
+                let names: Vec<_> = asks.iter().map(|ask| &ask.name).collect();
+                storage::variables::newest_variables_by_name(db, stage, &names).await
+            }
+        }
+    }
+
+    /// What is counted for an answer.
+    fn usage(&self, answer: &Result<Vec<Opened>, ReadError>) -> Option<Usage> {
+        let opened = answer.as_ref().ok()?;
+        Some(Usage {
+            organization: self.token.organization.clone(),
+            scope: self.wanted.scope(),
+            units: i64::try_from(opened.len()).unwrap_or(i64::MAX),
+            request_key: self.request_key.map(str::to_owned),
+        })
+    }
+}
+
+/// The event of a read that was refused.
+fn refused_read(
+    caller: &Caller,
+    origin: &Origin,
+    target: &Target,
+    wanted: Wanted<'_>,
+    refusal: &Refusal,
+) -> AuditEvent {
+    let names = match wanted {
+        Wanted::Named(asks) => asks.iter().map(|ask| ask.name.to_string()).collect(),
+        Wanted::All => Vec::new(),
+    };
+    stage_event(
+        Action::ReadRefused,
+        caller.actor(),
+        (&target.project, &target.stage),
+        names,
+        origin,
+        Outcome::Refused,
+        refusal.to_string(),
+    )
+}
+
+/// The event of something that concerns one stage.
+pub(crate) fn stage_event(
+    action: Action,
+    actor: Actor,
+    target: (&ProjectSlug, &StageSlug),
+    names: Vec<String>,
+    origin: &Origin,
+    outcome: Outcome,
+    detail: String,
+) -> AuditEvent {
+    AuditEvent {
+        action,
+        actor,
+        project: Some(target.0.to_string()),
+        stage: Some(target.1.to_string()),
+        names,
+        origin: origin.clone(),
+        outcome,
+        detail,
+    }
+}
+
+impl Vault {
+    /// Opens the named variables, in order; all or nothing.
+    ///
+    /// # Errors
+    /// [`ReadError`]; refusals and envelopes that do not open are audited before it returns, as reads are.
+    pub async fn evaluate(
+        &self,
+        caller: &Caller,
+        origin: &Origin,
+        target: &Target,
+        asks: &[Ask],
+        request_key: Option<&str>,
+    ) -> Result<Vec<Opened>, ReadError> {
+        self.read(caller, origin, target, Wanted::Named(asks), request_key)
+            .await
+    }
+
+    /// Opens every variable of the stage, sorted by name.
+    ///
+    /// # Errors
+    /// As [`Vault::evaluate`]; one that does not open fails all.
+    pub async fn pull(
+        &self,
+        caller: &Caller,
+        origin: &Origin,
+        target: &Target,
+        request_key: Option<&str>,
+    ) -> Result<Vec<Opened>, ReadError> {
+        self.read(caller, origin, target, Wanted::All, request_key)
+            .await
+    }
+
+    async fn read(
+        &self,
+        caller: &Caller,
+        origin: &Origin,
+        target: &Target,
+        wanted: Wanted<'_>,
+        request_key: Option<&str>,
+    ) -> Result<Vec<Opened>, ReadError> {
+        let token = match organization_of(caller, target.organization.as_ref()) {
+            Ok(token) => token,
+            Err(refusal) => {
+                let event = refused_read(caller, origin, target, wanted, &refusal);
+                self.record_event(chain_of(caller), event).await?;
+                return Err(refusal.into());
+            }
+        };
+        let request = Request {
+            caller,
+            token,
+            origin,
+            target,
+            wanted,
+            request_key,
+        };
+        for attempt in 0..READ_ATTEMPTS {
+            if let Some(answer) = self.read_once(&request, attempt > 0).await? {
+                return answer;
+            }
+        }
+        let inside = ReadInGroup {
+            core: Arc::clone(&self.0.core),
+            caller: caller.clone(),
+            token: token.clone(),
+            origin: origin.clone(),
+            target: target.clone(),
+            asks: match wanted {
+                Wanted::Named(asks) => Some(asks.to_vec()),
+                Wanted::All => None,
+            },
+            request_key: request_key.map(str::to_owned),
+        };
+        match self.0.queue.change(inside).await? {
+            Some(answer) => answer,
+            None => Err(self.no_environment(&request).await?),
+        }
+    }
+
+    /// One attempt; `None` when a change overtook it. `fresh` asks the database and not memory.
+    async fn read_once(
+        &self,
+        request: &Request<'_>,
+        fresh: bool,
+    ) -> Result<Option<Result<Vec<Opened>, ReadError>>, ReadError> {
+        let core = self.core();
+        let (token, target) = (request.token, request.target);
+        let Some((environment, from_memory)) = self.environment(token, target, fresh).await? else {
+            return Err(self.no_environment(request).await?);
+        };
+        let fetched = if environment.variables.is_some() {
+            Vec::new()
+        } else {
+            let mut db = self.reader().await?;
+            request
+                .fetch(&mut db, &environment)
+                .await
+                .map_err(Unavailable::from)?
+        };
+        let (event, answer) = match request.judge(core, &environment, &fetched) {
+            Judged::Recorded { event, answer } => (event, answer),
+            Judged::Unrecorded(_) if from_memory && core.database.is_shared() => {
+                // Another replica may have written it since.
+                core.cache.forget_stage(&environment.facts.stage);
+                return Ok(None);
+            }
+            Judged::Unrecorded(error) => return Err(error),
+        };
+        let recording = Recording {
+            events: vec![(Chain::Organization(token.organization.clone()), event)],
+            relied: Relied {
+                stages: vec![(environment.facts.stage.clone(), environment.stage.epoch)],
+                token: Some((token.token.clone(), token.epoch)),
+            },
+            used: Some((token.organization.clone(), token.token.clone())),
+            usage: request.usage(&answer),
+        };
+        match self.0.queue.record(recording).await? {
+            Recorded::Durable => Ok(Some(answer)),
+            Recorded::StageChanged => {
+                core.cache.forget_stage(&environment.facts.stage);
+                Ok(None)
+            }
+            Recorded::CredentialEnded => {
+                core.cache.forget_token_id(&token.token);
+                let refusal = Refusal::CredentialEnded;
+                let event = refused_read(
+                    request.caller,
+                    request.origin,
+                    target,
+                    request.wanted,
+                    &refusal,
+                );
+                self.record_event(chain_of(request.caller), event).await?;
+                Err(refusal.into())
+            }
+        }
+    }
+
+    /// Records something that relied on nothing.
+    pub(crate) async fn record_event(
+        &self,
+        chain: Chain,
+        event: AuditEvent,
+    ) -> Result<(), Unavailable> {
+        let recording = Recording {
+            events: vec![(chain, event)],
+            relied: Relied::default(),
+            used: None,
+            usage: None,
+        };
+        self.0.queue.record(recording).await.map(drop)
+    }
+
+    /// What a caller is told of a stage that is not there: a scoped or too small one the same as of any other.
+    async fn no_environment(&self, request: &Request<'_>) -> Result<ReadError, Unavailable> {
+        let target = request.target;
+        match refusal_for_absent(self, request.token, target).await? {
+            Some(refusal) => {
+                let event = refused_read(
+                    request.caller,
+                    request.origin,
+                    target,
+                    request.wanted,
+                    &refusal,
+                );
+                self.record_event(chain_of(request.caller), event).await?;
+                Ok(refusal.into())
+            }
+            None => Ok(ReadError::NoEnvironment {
+                project: target.project.clone(),
+                stage: target.stage.clone(),
+            }),
+        }
+    }
+
+    /// What the stage holds, sorted by name.
+    ///
+    /// # Errors
+    /// [`ReadError`]. Not audited, since no value is read.
+    pub async fn list(
+        &self,
+        caller: &Caller,
+        target: &Target,
+    ) -> Result<Vec<VariableMetadata>, ReadError> {
+        let token = organization_of(caller, target.organization.as_ref())?;
+        self.confirm_token(token).await?;
+        let mut db = self.reader().await?;
+        let stage = storage::projects::stage_by_slugs(
+            &mut db,
+            &token.organization,
+            &target.project,
+            &target.stage,
+        )
+        .await
+        .map_err(Unavailable::from)?;
+        let Some(stage) = stage else {
+            drop(db);
+            return match refusal_for_absent(self, token, target).await? {
+                Some(refusal) => Err(refusal.into()),
+                None => Err(ReadError::NoEnvironment {
+                    project: target.project.clone(),
+                    stage: target.stage.clone(),
+                }),
+            };
+        };
+        may_list_variables(caller, &facts_of(&stage))?;
+        let rows = storage::variables::newest_variables(&mut db, &stage.id)
+            .await
+            .map_err(Unavailable::from)?;
+        Ok(rows
+            .into_iter()
+            .map(|row| VariableMetadata {
+                name: row.name,
+                kind: row.kind,
+                declared_type: row.declared_type,
+                visibility: row.visibility,
+                version: row.version,
+                created_at_ms: row.created_at,
+                updated_at_ms: row.updated_at,
+            })
+            .collect())
+    }
+
+    /// Asks the database whether a credential still is one, where another replica may have ended it.
+    pub(crate) async fn confirm_token(&self, token: &TokenCaller) -> Result<(), ConfirmError> {
+        if !self.core().database.is_shared() {
+            return Ok(());
+        }
+        let mut db = self.reader().await?;
+        let epochs = storage::credentials::token_epochs(&mut db, &[&token.token])
+            .await
+            .map_err(Unavailable::from)?;
+        if epochs
+            .first()
+            .is_some_and(|(_, epoch)| *epoch == token.epoch)
+        {
+            Ok(())
+        } else {
+            self.core().cache.forget_token_id(&token.token);
+            Err(ConfirmError::Refused(Refusal::CredentialEnded))
+        }
+    }
+}
+
+/// A read that is done inside a group, where no change can overtake it.
+struct ReadInGroup {
+    core: Arc<Core>,
+    caller: Caller,
+    token: TokenCaller,
+    origin: Origin,
+    target: Target,
+    /// `None` for every variable.
+    asks: Option<Vec<Ask>>,
+    request_key: Option<String>,
+}
+
+impl Change for ReadInGroup {
+    /// `None` when there is no such stage.
+    type Answer = Option<Result<Vec<Opened>, ReadError>>;
+
+    fn chain(&self) -> Chain {
+        Chain::Organization(self.token.organization.clone())
+    }
+
+    async fn run(&self, work: &mut Work) -> Result<Verdict<Self::Answer>, storage::Error> {
+        let request = Request {
+            caller: &self.caller,
+            token: &self.token,
+            origin: &self.origin,
+            target: &self.target,
+            wanted: self.asks.as_deref().map_or(Wanted::All, Wanted::Named),
+            request_key: self.request_key.as_deref(),
+        };
+        let organization = &self.token.organization;
+        let found = storage::projects::stage_by_slugs(
+            &mut work.db,
+            organization,
+            &self.target.project,
+            &self.target.stage,
+        )
+        .await?;
+        let Some(stage) = found else {
+            return Ok(Verdict::TakeBack(None));
+        };
+        let epochs = storage::credentials::token_epochs(&mut work.db, &[&self.token.token]).await?;
+        let token_held = epochs
+            .first()
+            .is_some_and(|(_, epoch)| *epoch == self.token.epoch);
+        let judged = if token_held {
+            let environment = load_environment(&mut work.db, stage).await?;
+            let fetched = request.fetch(&mut work.db, &environment).await?;
+            request.judge(&self.core, &environment, &fetched)
+        } else {
+            request.refused(Refusal::CredentialEnded)
+        };
+        let (event, answer) = match judged {
+            Judged::Recorded { event, answer } => (event, answer),
+            Judged::Unrecorded(error) => return Ok(Verdict::TakeBack(Some(Err(error)))),
+        };
+        work.events.push((self.chain(), event));
+        let now = work.now_ms;
+        if let Some(usage) = request.usage(&answer) {
+            super::writer::count_usage(&mut work.db, &usage, now).await?;
+            storage::credentials::touch_token(&mut work.db, organization, &self.token.token, now)
+                .await?;
+        }
+        Ok(Verdict::Keep(Some(answer)))
+    }
+}
+
+/// Why a credential was not confirmed.
+pub(crate) enum ConfirmError {
+    /// It has ended.
+    Refused(Refusal),
+    /// The database.
+    Unavailable(Unavailable),
+}
+
+impl From<Unavailable> for ConfirmError {
+    fn from(error: Unavailable) -> Self {
+        Self::Unavailable(error)
+    }
+}
+
+impl From<ConfirmError> for ReadError {
+    fn from(error: ConfirmError) -> Self {
+        match error {
+            ConfirmError::Refused(refusal) => Self::Refused(refusal),
+            ConfirmError::Unavailable(error) => Self::Unavailable(error),
+        }
+    }
+}
+
+/// The chain that a caller's refusals go to.
+pub(crate) fn chain_of(caller: &Caller) -> Chain {
+    match caller {
+        Caller::Token(token) => Chain::Organization(token.organization.clone()),
+        Caller::Pod(_) => Chain::Installation,
+    }
+}
+
+/// What a caller is refused with when a stage is not there: the same as when it is there and not theirs. `None` for those
+/// who may know that it is not there.
+pub(crate) async fn refusal_for_absent(
+    vault: &Vault,
+    token: &TokenCaller,
+    target: &Target,
+) -> Result<Option<Refusal>, Unavailable> {
+    Ok(match &token.scope {
+        Scope::Stage(..) => Some(Refusal::OutOfScope),
+        Scope::Project(only) => {
+            let mut db = vault.reader().await?;
+            let project =
+                storage::projects::project_by_slug(&mut db, &token.organization, &target.project)
+                    .await?;
+            project
+                .is_none_or(|project| project.id != *only)
+                .then_some(Refusal::OutOfScope)
+        }
+        Scope::Organization if !token.role.sees_structure() => Some(Refusal::RoleTooSmall {
+            role: token.role,
+            act: "read values",
+            needs: "owner, admin, developer, operator and viewer",
+        }),
+        Scope::Organization => None,
+    })
+}

@@ -1,0 +1,441 @@
+//! Writing variables: every check first, then seals, then rows, operation and record, all in one transaction.
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::environments::{facts_of, place};
+use super::projects::organization_of;
+use super::reads::{chain_of, refusal_for_absent, stage_event};
+use super::records::Chain;
+use super::variables::{Target, Write, WriteError, WriteMode, Written};
+use super::writer::{Change, Verdict, Work};
+use super::{Core, Unavailable, Vault, make_id, no_random};
+use crate::crypto::keys::derive_digest_hex;
+use crate::domain::access::{Caller, Refusal, StageFacts, TokenCaller, may_write};
+use crate::domain::audit::{Action, Origin, Outcome};
+use crate::domain::names::{OperationId, StageId, VariableName};
+use crate::domain::operation::OperationKind;
+use crate::domain::plaintext::Plaintext;
+use crate::domain::variable::{DeclaredType, Kind, Visibility};
+use crate::storage;
+use crate::storage::variables::{OperationRow, VariableRow};
+
+impl Vault {
+    /// Writes and deletes in one transaction.
+    ///
+    /// # Errors
+    /// [`WriteError`]; nothing is written then. Refusals are audited.
+    pub async fn write(
+        &self,
+        caller: &Caller,
+        origin: &Origin,
+        target: &Target,
+        write: Write,
+    ) -> Result<Written, WriteError> {
+        let checked = organization_of(caller, target.organization.as_ref());
+        let token = match checked {
+            Ok(token) => token.clone(),
+            Err(refusal) => {
+                self.record_refused_write(caller, origin, target, &write, &refusal)
+                    .await?;
+                return Err(refusal.into());
+            }
+        };
+        let change = WriteVariables {
+            core: Arc::clone(&self.0.core),
+            caller: caller.clone(),
+            token: token.clone(),
+            origin: origin.clone(),
+            target: target.clone(),
+            write,
+        };
+        let (answer, write) = match change.problem() {
+            // Whether the caller may write comes before whether the request is right.
+            Some(problem) => {
+                let write = change.write;
+                let mut db = self.reader().await?;
+                let stage = storage::projects::stage_by_slugs(
+                    &mut db,
+                    &token.organization,
+                    &target.project,
+                    &target.stage,
+                )
+                .await
+                .map_err(Unavailable::from)?;
+                drop(db);
+                let answer = match stage {
+                    None => Err(WriteError::NoEnvironment {
+                        project: target.project.clone(),
+                        stage: target.stage.clone(),
+                    }),
+                    Some(stage) => match may_write(caller, &facts_of(&stage)) {
+                        Ok(_) => Err(WriteError::Invalid { problem }),
+                        Err(refusal) => Err(refusal.into()),
+                    },
+                };
+                if let Err(WriteError::Refused(refusal)) = &answer {
+                    self.record_refused_write(caller, origin, target, &write, refusal)
+                        .await?;
+                }
+                (answer, Some(write))
+            }
+            None => (self.0.queue.change(change).await?, None),
+        };
+        if let Err(WriteError::NoEnvironment { .. }) = &answer
+            && let Some(refusal) = refusal_for_absent(self, &token, target).await?
+        {
+            let nothing = Write {
+                mode: WriteMode::Upsert,
+                entries: Vec::new(),
+                deletes: Vec::new(),
+            };
+            let write = write.as_ref().unwrap_or(&nothing);
+            self.record_refused_write(caller, origin, target, write, &refusal)
+                .await?;
+            return Err(refusal.into());
+        }
+        answer
+    }
+
+    async fn record_refused_write(
+        &self,
+        caller: &Caller,
+        origin: &Origin,
+        target: &Target,
+        write: &Write,
+        refusal: &Refusal,
+    ) -> Result<(), Unavailable> {
+        let event = stage_event(
+            Action::WriteRefused,
+            caller.actor(),
+            (&target.project, &target.stage),
+            write.names().map(ToString::to_string).collect(),
+            origin,
+            Outcome::Refused,
+            refusal.to_string(),
+        );
+        self.record_event(chain_of(caller), event).await
+    }
+}
+
+impl Write {
+    fn names(&self) -> impl Iterator<Item = &VariableName> {
+        self.entries
+            .iter()
+            .map(|entry| &entry.name)
+            .chain(&self.deletes)
+    }
+}
+
+struct WriteVariables {
+    core: Arc<Core>,
+    caller: Caller,
+    token: TokenCaller,
+    origin: Origin,
+    target: Target,
+    write: Write,
+}
+
+impl WriteVariables {
+    /// What is wrong with the request whatever the stage holds.
+    fn problem(&self) -> Option<String> {
+        let write = &self.write;
+        if write.entries.is_empty() && write.deletes.is_empty() {
+            return Some("there is nothing to do: give entries or deletes".to_owned());
+        }
+        let mut names = BTreeSet::new();
+        if let Some(name) = write.names().find(|name| !names.insert(*name)) {
+            return Some(format!(
+                "the variable {name} is named twice: name it once across entries and deletes"
+            ));
+        }
+        let bytes_max = self.core.value_bytes_max;
+        write.entries.iter().find_map(|entry| {
+            let (name, value) = (&entry.name, &entry.value);
+            if value.len() > bytes_max {
+                return Some(format!(
+                    "the value of {name} has {} bytes and may have {bytes_max}",
+                    value.len()
+                ));
+            }
+            if value.reveal().contains(&0) {
+                return Some(format!(
+                    "the value of {name} has a NUL byte, which no environment variable can hold: encode it, in base64 say"
+                ));
+            }
+            if value.reveal_text().is_none() {
+                return Some(format!(
+                    "the value of {name} is not UTF-8: encode it, in base64 say"
+                ));
+            }
+            None
+        })
+    }
+
+    fn refused(&self, work: &mut Work, refusal: Refusal) -> Verdict<Result<Written, WriteError>> {
+        let event = stage_event(
+            Action::WriteRefused,
+            self.caller.actor(),
+            (&self.target.project, &self.target.stage),
+            self.write.names().map(ToString::to_string).collect(),
+            &self.origin,
+            Outcome::Refused,
+            refusal.to_string(),
+        );
+        work.events.push((self.chain(), event));
+        Verdict::TakeBack(Err(refusal.into()))
+    }
+}
+
+impl Change for WriteVariables {
+    type Answer = Result<Written, WriteError>;
+
+    fn chain(&self) -> Chain {
+        Chain::Organization(self.token.organization.clone())
+    }
+
+    async fn run(&self, work: &mut Work) -> Result<Verdict<Self::Answer>, storage::Error> {
+        let target = &self.target;
+        let found = storage::projects::stage_by_slugs(
+            &mut work.db,
+            &self.token.organization,
+            &target.project,
+            &target.stage,
+        )
+        .await?;
+        let absent = || WriteError::NoEnvironment {
+            project: target.project.clone(),
+            stage: target.stage.clone(),
+        };
+        let Some(stage) = found else {
+            return Ok(Verdict::TakeBack(Err(absent())));
+        };
+        let Some(revision) =
+            storage::projects::raise_revision(&mut work.db, &stage.id, work.now_ms).await?
+        else {
+            return Ok(Verdict::TakeBack(Err(absent())));
+        };
+        // The stage is locked from here on: what decides is read again.
+        let Some(stage) = storage::projects::stage_by_id(&mut work.db, &stage.id).await? else {
+            return Ok(Verdict::TakeBack(Err(absent())));
+        };
+        let epochs = storage::credentials::token_epochs(&mut work.db, &[&self.token.token]).await?;
+        if epochs
+            .first()
+            .is_none_or(|(_, epoch)| *epoch != self.token.epoch)
+        {
+            return Ok(self.refused(work, Refusal::CredentialEnded));
+        }
+        let facts = facts_of(&stage);
+        if let Err(refusal) = may_write(&self.caller, &facts) {
+            return Ok(self.refused(work, refusal));
+        }
+        let planned = match self.plan(work, &facts.stage).await? {
+            Ok(planned) => planned,
+            Err(problem) => {
+                return Ok(Verdict::TakeBack(Err(WriteError::Invalid { problem })));
+            }
+        };
+        if planned.entries.is_empty() && planned.written.deleted.is_empty() {
+            // Deletes of names that are not there: nothing is what was asked.
+            return Ok(Verdict::TakeBack(Ok(planned.written)));
+        }
+        self.apply(work, &facts, revision, planned).await
+    }
+}
+
+/// What a write comes to, after all checks and before anything is sealed.
+struct Planned<'a> {
+    entries: Vec<PlannedEntry<'a>>,
+    written: Written,
+}
+
+struct PlannedEntry<'a> {
+    name: &'a VariableName,
+    kind: Kind,
+    declared_type: DeclaredType,
+    visibility: Visibility,
+    version: i64,
+    created_at: i64,
+    value: Plaintext,
+}
+
+impl WriteVariables {
+    /// Every check that needs what the stage holds.
+    async fn plan(
+        &self,
+        work: &mut Work,
+        stage: &StageId,
+    ) -> Result<Result<Planned<'_>, String>, storage::Error> {
+        let names: Vec<&VariableName> = self.write.names().collect();
+        let db = &mut work.db;
+        let present: HashMap<VariableName, VariableRow> =
+            storage::variables::newest_variables_by_name(db, stage, &names)
+                .await?
+                .into_iter()
+                .map(|row| (row.name.clone(), row))
+                .collect();
+        let versions: HashMap<VariableName, i64> =
+            storage::variables::versions_by_name(db, stage, &names)
+                .await?
+                .into_iter()
+                .collect();
+        let mut written = Written::default();
+        let mut entries = Vec::with_capacity(self.write.entries.len());
+        for entry in &self.write.entries {
+            let stored = present.get(&entry.name);
+            if stored.is_some() && self.write.mode == WriteMode::CreateOnly {
+                return Ok(Err(format!(
+                    "the variable {} exists already: use mode upsert to replace it",
+                    entry.name
+                )));
+            }
+            let declared_type = entry
+                .declared_type
+                .or(stored.map(|row| row.declared_type))
+                .unwrap_or(DeclaredType::String);
+            let text = entry.value.reveal_text().unwrap_or_default();
+            let value = match declared_type.normalise(text) {
+                Ok(normalised) => Plaintext::from(normalised),
+                Err(error) => return Ok(Err(format!("{}: {error}", entry.name))),
+            };
+            if value.len() > self.core.value_bytes_max {
+                return Ok(Err(format!(
+                    "the value of {} has {} bytes once normalised and may have {}",
+                    entry.name,
+                    value.len(),
+                    self.core.value_bytes_max
+                )));
+            }
+            if stored.is_some() {
+                written.updated.push(entry.name.clone());
+            } else {
+                written.created.push(entry.name.clone());
+            }
+            entries.push(PlannedEntry {
+                name: &entry.name,
+                kind: entry.kind,
+                declared_type,
+                visibility: entry
+                    .visibility
+                    .or(stored.map(|row| row.visibility))
+                    .unwrap_or(Visibility::Private),
+                version: versions.get(&entry.name).copied().unwrap_or(0) + 1,
+                created_at: stored.map_or(work.now_ms, |row| row.created_at),
+                value,
+            });
+        }
+        written.deleted = self
+            .write
+            .deletes
+            .iter()
+            .filter(|name| present.contains_key(*name))
+            .cloned()
+            .collect();
+        written.created.sort();
+        written.updated.sort();
+        written.deleted.sort();
+        Ok(Ok(Planned { entries, written }))
+    }
+
+    /// Seals, stores, records.
+    async fn apply(
+        &self,
+        work: &mut Work,
+        facts: &StageFacts,
+        revision: i64,
+        planned: Planned<'_>,
+    ) -> Result<Verdict<Result<Written, WriteError>>, storage::Error> {
+        let Planned { entries, written } = planned;
+        let mut rows = Vec::with_capacity(entries.len());
+        if !entries.is_empty() {
+            let stored = storage::projects::active_data_key(&mut work.db, &facts.project)
+                .await?
+                .ok_or_else(|| storage::Error::Unexpected {
+                    what: "the project has no data key".to_owned(),
+                })?;
+            let key = self
+                .core
+                .master_key
+                .unwrap_data_key(
+                    &stored.lineage,
+                    stored.version,
+                    &stored.kek_id,
+                    &stored.wrapped,
+                )
+                .map_err(|_| storage::Error::Unexpected {
+                    what: "the project's data key does not open: its row was altered".to_owned(),
+                })?;
+            for entry in entries {
+                let mut row = VariableRow {
+                    name: entry.name.clone(),
+                    version: entry.version,
+                    created_at: entry.created_at,
+                    updated_at: work.now_ms,
+                    kind: entry.kind,
+                    declared_type: entry.declared_type,
+                    visibility: entry.visibility,
+                    envelope_a: String::new(),
+                    lineage: stored.lineage.clone(),
+                    dek_version: stored.version,
+                };
+                row.envelope_a = key
+                    .seal_value(place(facts, &row), &entry.value)
+                    .map_err(no_random)?;
+                rows.push(row);
+            }
+        }
+        let actor = self.caller.actor();
+        let names: Vec<String> = self.write.names().map(ToString::to_string).collect();
+        let id: OperationId = make_id("op")?;
+        let operation = OperationRow {
+            id: &id,
+            revision,
+            kind: if !written.updated.is_empty() {
+                OperationKind::Update
+            } else if written.created.is_empty() {
+                OperationKind::Delete
+            } else {
+                OperationKind::Create
+            },
+            actor: &actor,
+            names: &names.join("\n"),
+            created_at: work.now_ms,
+        };
+        storage::variables::insert_operation(&mut work.db, &facts.stage, &operation).await?;
+        storage::variables::append_versions(&mut work.db, &facts.stage, &id, &rows).await?;
+        for name in &written.deleted {
+            storage::variables::delete_variable(&mut work.db, &facts.stage, name, work.now_ms)
+                .await?;
+        }
+        let organization = &facts.organization;
+        storage::credentials::touch_token(
+            &mut work.db,
+            organization,
+            &self.token.token,
+            work.now_ms,
+        )
+        .await?;
+        let units = i64::try_from(rows.len() + written.deleted.len()).unwrap_or(i64::MAX);
+        storage::usage::add_usage(&mut work.db, organization, "writes", units, work.now_ms).await?;
+        let mut detail = Vec::with_capacity(rows.len() + written.deleted.len());
+        for row in &rows {
+            let digest = derive_digest_hex(row.envelope_a.as_bytes());
+            detail.push(format!("{} v{} {digest}", row.name, row.version));
+        }
+        for name in &written.deleted {
+            detail.push(format!("{name} deleted"));
+        }
+        let event = stage_event(
+            Action::VariablesWritten,
+            actor,
+            (&self.target.project, &self.target.stage),
+            names,
+            &self.origin,
+            Outcome::Allowed,
+            detail.join("\n"),
+        );
+        work.events.push((self.chain(), event));
+        work.changed_stages.push(facts.stage.clone());
+        Ok(Verdict::Keep(Ok(written)))
+    }
+}
