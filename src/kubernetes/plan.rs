@@ -647,7 +647,12 @@ pub fn judge_deletion(deletion: &Deletion, slug: &str) -> Option<Finding> {
         Deletion::NeedsConfirmation { variables } => Some(Finding::new(
             Reason::AwaitingConfirmation,
             format!(
-                "{variables} variables would be deleted for ever: confirm with the annotation {CONFIRM_DELETE_ANNOTATION}: {slug}, or keep them with spec.deletionPolicy: Retain"
+                "{variables} {} would be deleted for ever: confirm with the annotation {CONFIRM_DELETE_ANNOTATION}: {slug}, or keep what is there with spec.deletionPolicy: Retain",
+                if *variables == 1 {
+                    "variable"
+                } else {
+                    "variables"
+                },
             ),
         )),
     }
@@ -1179,6 +1184,10 @@ mod tests {
                 .message
                 .contains("barekey.dev/confirm-delete: production")
         );
+        assert!(finding.message.starts_with("2 variables would"));
+        let one = Deletion::NeedsConfirmation { variables: 1 };
+        let finding = judge_deletion(&one, "production").unwrap();
+        assert!(finding.message.starts_with("1 variable would"));
     }
 
     fn time(text: &str) -> Time {

@@ -45,9 +45,13 @@ fn injected_pod(namespace: &Namespace, installation: &Installation) {
         namespace.apply(resource.to_string());
     }
     namespace.wait_ready("bks/staging");
-    installation
-        .api()
-        .set(&organization, "backend", "staging", "URL", &random_text("value"));
+    installation.api().set(
+        &organization,
+        "backend",
+        "staging",
+        "URL",
+        &random_text("value"),
+    );
     namespace.make_service_account("api");
     namespace.apply(pod("web", &json!({"barekey.dev/stage": "staging"})));
     namespace.wait_pod("web");
@@ -161,25 +165,46 @@ fn signed_tokens(namespace: &Namespace) {
     };
     // The same, in time: so it is the end that is refused below.
     ask(installation, &sign(&claims(issuer, now + 600))).ok();
-    refused_for(&ask(installation, &sign(&claims(issuer, now - 600))), "expired");
+    refused_for(
+        &ask(installation, &sign(&claims(issuer, now - 600))),
+        "expired",
+    );
     let elsewhere = json!("https://kubernetes.example.org");
-    refused_for(&ask(installation, &sign(&claims(&elsewhere, now + 600))), "issued");
+    refused_for(
+        &ask(installation, &sign(&claims(&elsewhere, now + 600))),
+        "issued",
+    );
 }
 
 /// A token with the key that the cluster signs tokens of service accounts with.
 fn sign(claims: &Value) -> String {
     let file = Place::inside().join("pki/sa.key");
     let key = PrivateKeyDer::from_pem_file(&file).expect("the cluster's key");
-    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).expect("an RSA key");
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).expect("a key");
     let signer = key
-        .choose_scheme(&[SignatureScheme::RSA_PKCS1_SHA256])
-        .expect("an RSA key");
+        .choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256])
+        .expect("a key on the curve P-256");
     let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
     // Without a key id the API server tries every key that it has.
-    let header = encode(br#"{"alg":"RS256"}"#);
+    let header = encode(br#"{"alg":"ES256"}"#);
     let signed = format!("{header}.{}", encode(claims.to_string().as_bytes()));
     let signature = signer.sign(signed.as_bytes()).expect("signs");
-    format!("{signed}.{}", encode(&signature))
+    format!("{signed}.{}", encode(&two_numbers(&signature)))
+}
+
+/// A signature as a token has it, two numbers of 32 bytes, from the DER of both.
+fn two_numbers(der: &[u8]) -> Vec<u8> {
+    let mut rest = &der[2..];
+    let mut both = Vec::new();
+    for _ in 0..2 {
+        let length = usize::from(rest[1]);
+        let (number, after) = rest[2..].split_at(length);
+        let significant = number.strip_prefix(&[0]).unwrap_or(number);
+        both.extend(std::iter::repeat_n(0, 32 - significant.len()));
+        both.extend(significant);
+        rest = after;
+    }
+    both
 }
 
 fn access_ends(namespace: &Namespace) {

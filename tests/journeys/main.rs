@@ -20,6 +20,9 @@ mod injection_outages;
 mod injection_refusals;
 mod injection_setting;
 mod injection_values;
+mod kube_certificates;
+mod kube_identity;
+mod kube_resources;
 
 use std::process::ExitCode;
 
@@ -31,6 +34,9 @@ fn main() -> ExitCode {
             injection_values::journeys(),
             injection_refusals::journeys(),
             injection_outages::journeys(),
+            kube_resources::journeys(),
+            kube_identity::journeys(),
+            kube_certificates::journeys(),
         ]
         .into_iter()
         .flatten()
