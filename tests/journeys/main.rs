@@ -26,6 +26,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     harness::run(
         [
+            chart_rendered::journeys(),
             cluster::journeys(),
             chart_rendered::journeys(),
             injection_values::journeys(),
