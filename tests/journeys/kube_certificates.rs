@@ -20,8 +20,12 @@ pub(crate) fn journeys() -> Vec<Journey> {
 }
 
 fn lease() -> Value {
-    get(["--namespace", Installation::shared().namespace(), "lease/barekey"])
-        .expect("the chart renders a Lease")
+    get([
+        "--namespace",
+        Installation::shared().namespace(),
+        "lease/barekey",
+    ])
+    .expect("the chart renders a Lease")
 }
 
 fn ca_signs(_namespace: &Namespace) {
@@ -51,7 +55,11 @@ fn audit_heads(namespace: &Namespace) {
                         && head["mac"].is_string()
                 })
         });
-        if whole { Ok(()) } else { Err(heads.to_string()) }
+        if whole {
+            Ok(())
+        } else {
+            Err(heads.to_string())
+        }
     });
 }
 
@@ -107,10 +115,12 @@ fn killed_leads_again(namespace: &Namespace) {
         "metadata": {"name": "backend"}, "spec": {"organization": organization.slug},
     });
     namespace.apply(project.to_string());
-    wait_for("a leader that acts", Duration::from_secs(30), || {
-        match namespace.condition("bkp/backend", "Ready") {
+    wait_for(
+        "a leader that acts",
+        Duration::from_secs(30),
+        || match namespace.condition("bkp/backend", "Ready") {
             Some(condition) if condition.status == "True" => Ok(()),
             other => Err(format!("{other:?}")),
-        }
-    });
+        },
+    );
 }

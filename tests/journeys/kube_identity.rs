@@ -45,9 +45,13 @@ fn injected_pod(namespace: &Namespace, installation: &Installation) {
         namespace.apply(resource.to_string());
     }
     namespace.wait_ready("bks/staging");
-    installation
-        .api()
-        .set(&organization, "backend", "staging", "URL", &random_text("value"));
+    installation.api().set(
+        &organization,
+        "backend",
+        "staging",
+        "URL",
+        &random_text("value"),
+    );
     namespace.make_service_account("api");
     namespace.apply(pod("web", &json!({"barekey.dev/stage": "staging"})));
     namespace.wait_pod("web");
@@ -161,9 +165,15 @@ fn signed_tokens(namespace: &Namespace) {
     };
     // The same, in time: so it is the end that is refused below.
     ask(installation, &sign(&claims(issuer, now + 600))).ok();
-    refused_for(&ask(installation, &sign(&claims(issuer, now - 600))), "expired");
+    refused_for(
+        &ask(installation, &sign(&claims(issuer, now - 600))),
+        "expired",
+    );
     let elsewhere = json!("https://kubernetes.example.org");
-    refused_for(&ask(installation, &sign(&claims(&elsewhere, now + 600))), "issued");
+    refused_for(
+        &ask(installation, &sign(&claims(&elsewhere, now + 600))),
+        "issued",
+    );
 }
 
 /// A token with the key that the cluster signs tokens of service accounts with.

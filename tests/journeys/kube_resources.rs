@@ -34,7 +34,10 @@ pub(crate) fn journeys() -> Vec<Journey> {
             made_over_the_api,
         ),
         Journey::shared("what_was_retained_is_found_again", retained_is_found_again),
-        Journey::shared("a_stage_with_values_goes_when_confirmed", goes_when_confirmed),
+        Journey::shared(
+            "a_stage_with_values_goes_when_confirmed",
+            goes_when_confirmed,
+        ),
         Journey::shared("resources_are_deleted_in_any_order", deleted_in_any_order),
         Journey::shared("a_default_stage_stays_deleted", default_stage_stays_deleted),
         Journey::shared(
@@ -71,7 +74,11 @@ fn stage(name: &str, project: &str, more: Value) -> String {
 fn become_ready(namespace: &Namespace) {
     let installation = Installation::shared();
     let organization = installation.organization(namespace);
-    namespace.apply(project("backend", &organization.slug, json!({"name": "The backend"})));
+    namespace.apply(project(
+        "backend",
+        &organization.slug,
+        json!({"name": "The backend"}),
+    ));
     namespace.apply(stage("production", "backend", json!({})));
     for resource in ["barekeyproject/backend", "bks/production"] {
         namespace
@@ -81,10 +88,16 @@ fn become_ready(namespace: &Namespace) {
 
     let found = namespace.get("bkp/backend").expect("is there");
     let status = &found["status"];
-    assert_eq!(status["stages"], json!(["development", "staging", "production"]));
+    assert_eq!(
+        status["stages"],
+        json!(["development", "staging", "production"])
+    );
     assert_eq!(status["keyVersion"], 1);
     assert!(status["keyCreatedAt"].is_string(), "{status}");
-    assert_eq!(status["observedGeneration"], found["metadata"]["generation"]);
+    assert_eq!(
+        status["observedGeneration"],
+        found["metadata"]["generation"]
+    );
     let found = namespace.get("bks/production").expect("is there");
     let status = &found["status"];
     // Production starts protected, and the resource takes over the stage that the project made.
@@ -94,7 +107,11 @@ fn become_ready(namespace: &Namespace) {
         status["path"],
         format!("{}/backend/production", organization.slug)
     );
-    for (kind, wanted) in [("Ready", "True"), ("Reconciling", "False"), ("Stalled", "False")] {
+    for (kind, wanted) in [
+        ("Ready", "True"),
+        ("Reconciling", "False"),
+        ("Stalled", "False"),
+    ] {
         let condition = namespace.condition("bks/production", kind).expect(kind);
         assert_eq!(condition.status, wanted, "{kind}");
     }
@@ -125,10 +142,15 @@ fn organization_comes_later(namespace: &Namespace) {
     namespace.apply(stage("staging", "backend", json!({})));
     let condition =
         namespace.wait_condition("bkp/backend", "Ready", "False", "OrganizationNotFound");
-    let reconciling = namespace.condition("bkp/backend", "Reconciling").expect("is told");
+    let reconciling = namespace
+        .condition("bkp/backend", "Reconciling")
+        .expect("is told");
     assert_eq!(reconciling.status, "True");
 
-    let (_, command) = condition.message.split_once("with: ").expect("a command is told");
+    let (_, command) = condition
+        .message
+        .split_once("with: ")
+        .expect("a command is told");
     let mut words = command.split_whitespace();
     let program = words.next().expect("a program");
     assert_eq!(program, "kubectl");
@@ -155,24 +177,26 @@ fn organization_of_others(namespace: &Namespace) {
     // Whether it is there or not, they are told the same.
     other.apply(project("backend", namespace.name(), json!({})));
     other.apply(project("frontend", "nobody-of-that-name", json!({})));
-    let told: Vec<_> = [("backend", namespace.name()), ("frontend", "nobody-of-that-name")]
-        .into_iter()
-        .map(|(name, organization)| {
-            let resource = format!("bkp/{name}");
-            let condition =
-                other.wait_condition(&resource, "Ready", "False", "OrganizationNotAllowed");
-            assert!(
-                condition
-                    .message
-                    .contains(&format!("organizations.{organization}.namespaces")),
-                "{}",
-                condition.message
-            );
-            let stalled = other.condition(&resource, "Stalled").expect("is told");
-            assert_eq!(stalled.status, "True");
-            condition.message.replace(organization, "ORGANIZATION")
-        })
-        .collect();
+    let told: Vec<_> = [
+        ("backend", namespace.name()),
+        ("frontend", "nobody-of-that-name"),
+    ]
+    .into_iter()
+    .map(|(name, organization)| {
+        let resource = format!("bkp/{name}");
+        let condition = other.wait_condition(&resource, "Ready", "False", "OrganizationNotAllowed");
+        assert!(
+            condition
+                .message
+                .contains(&format!("organizations.{organization}.namespaces")),
+            "{}",
+            condition.message
+        );
+        let stalled = other.condition(&resource, "Stalled").expect("is told");
+        assert_eq!(stalled.status, "True");
+        condition.message.replace(organization, "ORGANIZATION")
+    })
+    .collect();
     assert_eq!(told[0], told[1]);
     other.apply(stage("production", "backend", json!({})));
     other.wait_condition("bks/production", "Ready", "False", "OrganizationNotAllowed");
@@ -191,7 +215,10 @@ fn stage_waits_for_its_project(namespace: &Namespace) {
     namespace.wait_ready("bks/canary");
     eventually("the fourth stage in the project's status", || {
         let stages = namespace.get("bkp/backend").expect("is there")["status"]["stages"].take();
-        if stages.as_array().is_some_and(|stages| stages.contains(&json!("canary"))) {
+        if stages
+            .as_array()
+            .is_some_and(|stages| stages.contains(&json!("canary")))
+        {
             Ok(())
         } else {
             Err(stages.to_string())
@@ -204,10 +231,19 @@ fn bad_specs_are_refused(namespace: &Namespace) {
     let long = "x".repeat(49);
     let access = |entry: Value| stage("production", "backend", json!({"access": [entry]}));
     let bad = [
-        (project("backend", "acme", json!({"stages": []})), "unknown field"),
+        (
+            project("backend", "acme", json!({"stages": []})),
+            "unknown field",
+        ),
         (project("backend", "Acme", json!({})), "spec.organization"),
-        (project("backend", "acme", json!({"slug": "-x"})), "spec.slug"),
-        (project("backend", "acme", json!({"slug": long})), "spec.slug"),
+        (
+            project("backend", "acme", json!({"slug": "-x"})),
+            "spec.slug",
+        ),
+        (
+            project("backend", "acme", json!({"slug": long})),
+            "spec.slug",
+        ),
         (project("backend", "acme", json!({"name": ""})), "spec.name"),
         (
             project("backend", "acme", json!({"deletionPolicy": "Orphan"})),
@@ -215,7 +251,10 @@ fn bad_specs_are_refused(namespace: &Namespace) {
         ),
         (project("back.end", "acme", json!({})), "set spec.slug"),
         (stage("production", "", json!({})), "spec.project"),
-        (stage("production", "backend", json!({"rollout": {}})), "unknown field"),
+        (
+            stage("production", "backend", json!({"rollout": {}})),
+            "unknown field",
+        ),
         (stage("pro.duction", "backend", json!({})), "set spec.slug"),
         (access(json!({})), "serviceAccounts"),
         (access(json!({"serviceAccounts": []})), "serviceAccounts"),
@@ -269,10 +308,18 @@ fn identity_is_immutable(namespace: &Namespace) {
 
 fn the_older_counts(namespace: &Namespace) {
     let organization = Installation::shared().organization(namespace);
-    namespace.apply(project("first", &organization.slug, json!({"slug": "backend"})));
+    namespace.apply(project(
+        "first",
+        &organization.slug,
+        json!({"slug": "backend"}),
+    ));
     namespace.wait_ready("bkp/first");
     // Ages are whole seconds, and of two of one second the name decides.
-    namespace.apply(project("second", &organization.slug, json!({"slug": "backend"})));
+    namespace.apply(project(
+        "second",
+        &organization.slug,
+        json!({"slug": "backend"}),
+    ));
     let condition = namespace.wait_condition("bkp/second", "Ready", "False", "SlugTaken");
     assert!(
         condition.message.contains("BarekeyProject first"),
@@ -281,7 +328,11 @@ fn the_older_counts(namespace: &Namespace) {
     );
     namespace.apply(stage("a", "first", json!({"slug": "production"})));
     namespace.wait_ready("bks/a");
-    namespace.apply(stage("b", "first", json!({"slug": "production", "deletionPolicy": "Delete"})));
+    namespace.apply(stage(
+        "b",
+        "first",
+        json!({"slug": "production", "deletionPolicy": "Delete"}),
+    ));
     namespace.wait_condition("bks/b", "Ready", "False", "SlugTaken");
     namespace.apply(stage("c", "second", json!({"slug": "production"})));
     namespace.wait_condition("bks/c", "Ready", "False", "ProjectNotReady");
@@ -306,15 +357,34 @@ fn made_over_the_api(namespace: &Namespace) {
     let api = installation.api();
     api.barekey(
         &organization.owner,
-        &["--org", &organization.slug, "project", "create", "backend", "--slug", "backend"],
+        &[
+            "--org",
+            &organization.slug,
+            "project",
+            "create",
+            "backend",
+            "--slug",
+            "backend",
+        ],
     )
     .succeed();
-    namespace.apply(project("backend", &organization.slug, json!({"deletionPolicy": "Delete"})));
+    namespace.apply(project(
+        "backend",
+        &organization.slug,
+        json!({"deletionPolicy": "Delete"}),
+    ));
     let condition = namespace.wait_condition("bkp/backend", "Ready", "False", "NotOwned");
-    assert!(condition.message.contains("the project backend"), "{}", condition.message);
+    assert!(
+        condition.message.contains("the project backend"),
+        "{}",
+        condition.message
+    );
     namespace.delete("bkp/backend");
     let listed = api
-        .barekey(&organization.owner, &["--org", &organization.slug, "project", "list"])
+        .barekey(
+            &organization.owner,
+            &["--org", &organization.slug, "project", "list"],
+        )
         .succeed();
     assert!(listed.contains("backend"), "it is still there: {listed}");
 }
@@ -330,7 +400,13 @@ fn retained_is_found_again(namespace: &Namespace) {
     };
     let before = apply();
     let api = installation.api();
-    api.set(&organization, "backend", "staging", "URL", &random_text("value"));
+    api.set(
+        &organization,
+        "backend",
+        "staging",
+        "URL",
+        &random_text("value"),
+    );
     namespace.delete("bks/staging");
     namespace.delete("bkp/backend");
     let after = apply();
@@ -349,7 +425,13 @@ fn goes_when_confirmed(namespace: &Namespace) {
     namespace.wait_ready("bks/development");
     let api = installation.api();
     for stage in ["staging", "development"] {
-        api.set(&organization, "backend", stage, "URL", &random_text("value"));
+        api.set(
+            &organization,
+            "backend",
+            stage,
+            "URL",
+            &random_text("value"),
+        );
         namespace
             .kubectl(["delete", "--wait=false", &format!("bks/{stage}")])
             .succeed();
@@ -357,7 +439,9 @@ fn goes_when_confirmed(namespace: &Namespace) {
     let condition =
         namespace.wait_condition("bks/staging", "Ready", "False", "AwaitingConfirmation");
     assert!(
-        condition.message.contains("barekey.dev/confirm-delete: staging"),
+        condition
+            .message
+            .contains("barekey.dev/confirm-delete: staging"),
         "{}",
         condition.message
     );
@@ -379,7 +463,13 @@ fn goes_when_confirmed(namespace: &Namespace) {
     namespace.wait_condition("bks/development", "Ready", "False", "AwaitingConfirmation");
     let retain = json!({"spec": {"deletionPolicy": "Retain"}}).to_string();
     namespace
-        .kubectl(["patch", "bks/development", "--type=merge", "--patch", &retain])
+        .kubectl([
+            "patch",
+            "bks/development",
+            "--type=merge",
+            "--patch",
+            &retain,
+        ])
         .succeed();
     namespace
         .kubectl(["wait", "--for=delete", "--timeout=60s", "bks/development"])
@@ -421,7 +511,11 @@ fn deleted_in_any_order(namespace: &Namespace) {
 fn default_stage_stays_deleted(namespace: &Namespace) {
     let organization = Installation::shared().organization(namespace);
     namespace.apply(project("backend", &organization.slug, json!({})));
-    namespace.apply(stage("staging", "backend", json!({"deletionPolicy": "Delete"})));
+    namespace.apply(stage(
+        "staging",
+        "backend",
+        json!({"deletionPolicy": "Delete"}),
+    ));
     namespace.wait_ready("bks/staging");
     namespace.delete("bks/staging");
     // A new look at the project, and nothing else.
@@ -448,7 +542,13 @@ fn status_follows(namespace: &Namespace) {
     namespace.wait_ready("bks/staging");
     let before = namespace.get("bks/staging").expect("is there")["status"]["revision"].take();
     let api = installation.api();
-    api.set(&organization, "backend", "staging", "URL", &random_text("value"));
+    api.set(
+        &organization,
+        "backend",
+        "staging",
+        "URL",
+        &random_text("value"),
+    );
     wait_for("the new revision", Duration::from_secs(30), || {
         let status = namespace.get("bks/staging").expect("is there")["status"].take();
         if status["variables"] == 1 && status["revision"].as_i64() > before.as_i64() {
@@ -468,7 +568,11 @@ fn not_claimed_by_another_namespace(namespace: &Namespace) {
     }});
     installation.install(&speakers);
     namespace.apply(project("backend", &organization.slug, json!({})));
-    namespace.apply(stage("staging", "backend", json!({"access": [{"serviceAccounts": ["api"]}]})));
+    namespace.apply(stage(
+        "staging",
+        "backend",
+        json!({"access": [{"serviceAccounts": ["api"]}]}),
+    ));
     namespace.wait_ready("bks/staging");
 
     let delete = json!({"deletionPolicy": "Delete"});
@@ -476,7 +580,9 @@ fn not_claimed_by_another_namespace(namespace: &Namespace) {
     other.apply(stage("staging", "backend", delete));
     let condition = other.wait_condition("bkp/backend", "Ready", "False", "NotOwned");
     assert!(
-        !condition.message.contains(&format!("{} ", namespace.name())),
+        !condition
+            .message
+            .contains(&format!("{} ", namespace.name())),
         "the owner is not named: {}",
         condition.message
     );
@@ -492,7 +598,8 @@ fn not_claimed_by_another_namespace(namespace: &Namespace) {
     assert_eq!(before, after);
 
     // A namespace that may no longer speak has no say, and is told so.
-    let speakers = json!({"organizations": {organization.slug.as_str(): {"namespaces": [other.name()]}}});
+    let speakers =
+        json!({"organizations": {organization.slug.as_str(): {"namespaces": [other.name()]}}});
     installation.install(&speakers);
     namespace.wait_condition("bks/staging", "Ready", "False", "OrganizationNotAllowed");
     installation.install(&json!({}));

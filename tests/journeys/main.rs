@@ -13,6 +13,8 @@
     reason = "a journey that cannot go on panics, and the harness says where"
 )]
 
+mod chart_policies;
+mod chart_release;
 mod chart_rendered;
 mod cluster;
 mod harness;
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
     harness::run(
         [
             chart_rendered::journeys(),
+            chart_policies::journeys(),
+            chart_release::journeys(),
             cluster::journeys(),
             chart_rendered::journeys(),
             injection_values::journeys(),
