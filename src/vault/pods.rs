@@ -190,7 +190,10 @@ impl Vault {
     }
 
     /// Opens what the pod's allowances ask of one stage and its access grants; either way with the event to record.
-    #[allow(clippy::type_complexity)]
+    #[allow(
+        clippy::type_complexity,
+        reason = "the pair is taken apart by its one caller"
+    )]
     async fn open_for_pod(
         &self,
         pod: &PodCaller,

@@ -390,7 +390,10 @@ impl Vault {
     }
 
     /// One attempt; `None` when a change overtook it. `fresh` asks the database and not memory.
-    #[allow(clippy::too_many_arguments)]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each says one thing that the read depends on"
+    )]
     async fn read_once(
         &self,
         caller: &Caller,
