@@ -24,17 +24,16 @@ pub mod resources;
 pub mod uninstall;
 pub mod webhook;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use kube::Client;
 use kube::runtime::reflector::Store;
-use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::domain::names::{Namespace, OrganizationSlug};
+pub use crate::domain::declaration::{Organizations, OrganizationsError};
+use crate::domain::names::Namespace;
 use crate::vault::{Clock, Vault};
 
 pub use self::injection::{AgentDelivery, AgentDeliverySettings};
@@ -43,10 +42,6 @@ pub use self::injection::{AgentDelivery, AgentDeliverySettings};
 pub const GROUP: &str = "barekey.dev";
 /// The name under which we own fields of objects.
 pub const FIELD_MANAGER: &str = "barekey";
-/// Keeps a resource until what it declared is deleted in the vault.
-pub const FINALIZER: &str = "barekey.dev/cleanup";
-/// Confirms the deletion of variables; its value is the slug.
-pub const CONFIRM_DELETE_ANNOTATION: &str = "barekey.dev/confirm-delete";
 /// Where the heads of the audit chains are published, on our Lease.
 pub const AUDIT_HEADS_ANNOTATION: &str = "barekey.dev/audit-heads";
 
@@ -82,40 +77,6 @@ impl KubernetesSettings {
     /// The name that the serving certificate must have, and the audience of the tokens of pods: `SERVICE.NAMESPACE.svc`.
     pub fn server_name(&self) -> String {
         format!("{}.{}.svc", self.service_name, self.namespace)
-    }
-}
-
-/// Which namespaces speak for which organization: the chart's `organizations`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Organizations(BTreeMap<OrganizationSlug, OrganizationSpeakers>);
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct OrganizationSpeakers {
-    #[serde(default)]
-    namespaces: BTreeSet<Namespace>,
-}
-
-/// Why a text is not a map of organizations.
-#[derive(Debug, thiserror::Error)]
-#[error("the organizations are not JSON of the form {{\"acme\":{{\"namespaces\":[\"shop\"]}}}}")]
-pub struct OrganizationsError(#[source] serde_json::Error);
-
-impl Organizations {
-    /// Whether resources of `namespace` may declare projects of `organization`.
-    pub fn may_speak(&self, namespace: &Namespace, organization: &OrganizationSlug) -> bool {
-        self.0
-            .get(organization)
-            .is_some_and(|speakers| speakers.namespaces.contains(namespace))
-    }
-}
-
-impl std::str::FromStr for Organizations {
-    type Err = OrganizationsError;
-
-    fn from_str(text: &str) -> Result<Self, OrganizationsError> {
-        serde_json::from_str(text).map_err(OrganizationsError)
     }
 }
 

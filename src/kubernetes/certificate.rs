@@ -26,7 +26,6 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, Serve
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -37,7 +36,7 @@ use crate::domain::plaintext::Plaintext;
 use crate::kubernetes::events::{Events, Message, Severity};
 use crate::kubernetes::metrics::Metrics;
 use crate::kubernetes::{FIELD_MANAGER, KubernetesSettings, chain};
-use crate::vault::authority::{Authority, AuthorityError};
+use crate::vault::authority::{Authority, AuthorityError, certificate_id};
 use crate::vault::{Clock, Vault};
 
 /// How long the CA lasts.
@@ -94,11 +93,7 @@ impl AuthorityCertificate {
     fn parse(pem: &str) -> Result<Self, CertificateError> {
         let der = CertificateDer::from_pem_slice(pem.as_bytes())
             .map_err(CertificateError::MalformedPem)?;
-        let id = Sha256::digest(&der)
-            .iter()
-            .take(8)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let id = certificate_id(&der);
         Ok(Self {
             pem: pem.to_owned(),
             der: der.to_vec(),

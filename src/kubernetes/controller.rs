@@ -33,11 +33,11 @@ use crate::domain::names::{NameError, Namespace, ObjectName};
 use crate::kubernetes::events::{Events, Message, Severity};
 use crate::kubernetes::metrics::{Kind, Metrics, ReconcileLabels, ReconcileOutcome};
 use crate::kubernetes::plan::{
-    self, FinalizerChange, Finding, Outlook, ProjectPlan, Reason, StagePath, StagePlan,
+    self, Answer, FinalizerChange, Finding, Outlook, ProjectPlan, Reason, StagePath, StagePlan,
 };
-use crate::kubernetes::resources::{BarekeyProject, BarekeyStage};
-use crate::kubernetes::{FIELD_MANAGER, FINALIZER, KubernetesSettings, chain};
-use crate::vault::declarations::{Deletion, StageOwner};
+use crate::kubernetes::resources::{BarekeyProject, BarekeyStage, FINALIZER};
+use crate::kubernetes::{FIELD_MANAGER, KubernetesSettings, chain};
+use crate::vault::declarations::{DeclareError, Deletion, StageOwner};
 use crate::vault::{Clock, Unavailable, Vault};
 
 /// How many resources of one kind are reconciled at once.
@@ -322,12 +322,12 @@ async fn reconcile_project(
             declaration,
         } => {
             context.change_finalizer(&*project, finalizer).await?;
-            let answer = context.vault.declare_project(&declaration).await;
+            let answer = answered(context.vault.declare_project(&declaration).await);
             let finding = plan::judge_project(
                 &answer,
                 &context.bootstrap_command(&declaration.organization),
             );
-            (finding, answer.ok())
+            (finding, answer.declared())
         }
         ProjectPlan::Delete {
             organization,
@@ -409,7 +409,7 @@ async fn reconcile_stage(
                 // An earlier resource of this name may have declared another stage.
                 context.vault.withdraw_access(&namespace, &name).await?;
             }
-            let answer = context.vault.declare_stage(&declaration).await;
+            let answer = answered(context.vault.declare_stage(&declaration).await);
             let finding = plan::judge_stage(
                 &answer,
                 &context.bootstrap_command(&declaration.organization),
@@ -422,7 +422,7 @@ async fn reconcile_stage(
                 project: declaration.project,
                 slug: declaration.slug,
             };
-            (finding, answer.ok().map(|declared| (path, declared)))
+            (finding, answer.declared().map(|declared| (path, declared)))
         }
         StagePlan::Delete { path, confirmed } => {
             context.vault.withdraw_access(&namespace, &name).await?;
@@ -456,6 +456,21 @@ async fn reconcile_stage(
             &finding,
         )
         .await
+}
+
+/// What the vault said, for `plan`; a fault of the database goes into the log here.
+fn answered<T>(answer: Result<T, DeclareError>) -> Answer<T> {
+    match answer {
+        Ok(declared) => Answer::Declared(declared),
+        Err(DeclareError::Refused(refusal)) => Answer::Refused(refusal),
+        Err(DeclareError::Unavailable(error)) => {
+            tracing::warn!(
+                problem = chain(&error),
+                "a declaration waits for the database"
+            );
+            Answer::Unavailable
+        }
+    }
 }
 
 /// What to say of a resource that asked to delete something; `None` when it may go.

@@ -22,7 +22,6 @@ use serde::Deserialize;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
-use crate::crypto::tokens::PresentedToken;
 use crate::domain::access::PodCaller;
 use crate::domain::names::{Namespace, ObjectName};
 use crate::domain::reference::{ALLOWANCE_ENTRY, Allowance};
@@ -30,7 +29,7 @@ use crate::kubernetes::events::{Events, Message, Severity};
 use crate::kubernetes::metrics::{IdentityLabels, IdentityOutcome, Metrics};
 use crate::kubernetes::{KubernetesSettings, chain};
 use crate::vault::Clock;
-use crate::vault::credentials::AuthenticateError;
+use crate::vault::credentials::{AuthenticateError, PresentedToken};
 use crate::vault::pods::PodIdentity;
 
 /// How many look-ups run at once.
@@ -398,7 +397,6 @@ fn look_at_claims(claims: &Claims, audience: &str, now_ms: i64) -> Result<(), Fa
             "its token is for another audience; {audience} would pass"
         )));
     }
-    #[allow(clippy::cast_precision_loss)]
     let now_seconds = now_ms as f64 / 1000.0;
     match claims.exp {
         Some(end) if end > now_seconds => Ok(()),

@@ -8,17 +8,17 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 
 use crate::domain::access::AccessGrant;
+use crate::domain::declaration::{
+    DeclarationRefusal, DeclaredProject, DeclaredStage, Deletion, Organizations,
+    ProjectDeclaration, StageDeclaration,
+};
 use crate::domain::names::{
     DisplayName, NameError, NamePattern, Namespace, ObjectName, OrganizationSlug, ProjectSlug,
     StageSlug,
 };
 use crate::kubernetes::resources::{
-    BarekeyProject, BarekeyProjectStatus, BarekeyStage, BarekeyStageStatus, DeletionPolicy,
-    STATUS_STAGES_MAX, StageAccess,
-};
-use crate::kubernetes::{CONFIRM_DELETE_ANNOTATION, FINALIZER, Organizations};
-use crate::vault::declarations::{
-    DeclareError, DeclaredProject, DeclaredStage, Deletion, ProjectDeclaration, StageDeclaration,
+    BarekeyProject, BarekeyProjectStatus, BarekeyStage, BarekeyStageStatus,
+    CONFIRM_DELETE_ANNOTATION, DeletionPolicy, FINALIZER, STATUS_STAGES_MAX, StageAccess,
 };
 
 /// Why a resource is as it is: the same word in condition, event, log and metric.
@@ -588,25 +588,45 @@ pub fn bootstrap_command(
     )
 }
 
-fn judge_error(error: &DeclareError, bootstrap: &str) -> Finding {
-    match error {
-        DeclareError::NoOrganization(organization) => Finding::new(
+fn judge_refusal(refusal: &DeclarationRefusal, bootstrap: &str) -> Finding {
+    match refusal {
+        DeclarationRefusal::NoOrganization(organization) => Finding::new(
             Reason::OrganizationNotFound,
             format!(
                 "there is no organization {organization} yet; an administrator makes it with: {bootstrap}"
             ),
         ),
-        DeclareError::NoProject(project) => Finding::new(
+        DeclarationRefusal::NoProject(project) => Finding::new(
             Reason::ProjectNotReady,
             format!(
                 "the vault has no project {project} yet: see the conditions of its BarekeyProject"
             ),
         ),
-        DeclareError::NotOwned { what, owner } => Finding::new(
+        DeclarationRefusal::NotOwned { what, owner } => Finding::new(
             Reason::NotOwned,
             format!("{what} belongs to {owner}: make this resource anew with another slug"),
         ),
-        DeclareError::Unavailable(_) => storage_unavailable(),
+    }
+}
+
+/// What the vault answered to a declaration.
+#[derive(Debug)]
+pub enum Answer<T> {
+    /// It has now what was declared.
+    Declared(T),
+    /// It does not take it over.
+    Refused(DeclarationRefusal),
+    /// Its database cannot be used.
+    Unavailable,
+}
+
+impl<T> Answer<T> {
+    /// What was declared, if it was.
+    pub fn declared(self) -> Option<T> {
+        match self {
+            Self::Declared(declared) => Some(declared),
+            Self::Refused(_) | Self::Unavailable => None,
+        }
     }
 }
 
@@ -619,24 +639,28 @@ pub fn storage_unavailable() -> Finding {
 }
 
 /// What the vault's answer to a project means. `bootstrap` is [`bootstrap_command`].
-pub fn judge_project(answer: &Result<DeclaredProject, DeclareError>, bootstrap: &str) -> Finding {
+pub fn judge_project(answer: &Answer<DeclaredProject>, bootstrap: &str) -> Finding {
     match answer {
-        Ok(project) => Finding::new(
+        Answer::Declared(project) => Finding::new(
             Reason::Ready,
             format!(
                 "the vault has the project with {} stages",
                 project.stages.len()
             ),
         ),
-        Err(error) => judge_error(error, bootstrap),
+        Answer::Refused(refusal) => judge_refusal(refusal, bootstrap),
+        Answer::Unavailable => storage_unavailable(),
     }
 }
 
 /// What the vault's answer to a stage means. `bootstrap` is [`bootstrap_command`].
-pub fn judge_stage(answer: &Result<DeclaredStage, DeclareError>, bootstrap: &str) -> Finding {
+pub fn judge_stage(answer: &Answer<DeclaredStage>, bootstrap: &str) -> Finding {
     match answer {
-        Ok(_) => Finding::new(Reason::Ready, "the vault has the stage and its access"),
-        Err(error) => judge_error(error, bootstrap),
+        Answer::Declared(_) => {
+            Finding::new(Reason::Ready, "the vault has the stage and its access")
+        }
+        Answer::Refused(refusal) => judge_refusal(refusal, bootstrap),
+        Answer::Unavailable => storage_unavailable(),
     }
 }
 
@@ -1151,7 +1175,7 @@ mod tests {
             "service/barekey",
             &"acme".parse().unwrap(),
         );
-        let answer = Err(DeclareError::NoOrganization("acme".parse().unwrap()));
+        let answer = Answer::Refused(DeclarationRefusal::NoOrganization("acme".parse().unwrap()));
         let finding = judge_project(&answer, &command);
         assert_eq!(finding.reason, Reason::OrganizationNotFound);
         assert!(finding.message.contains(
@@ -1161,7 +1185,7 @@ mod tests {
 
     #[test]
     fn a_foreign_slug_does_not_say_whose_it_is() {
-        let answer: Result<DeclaredProject, _> = Err(DeclareError::NotOwned {
+        let answer = Answer::Refused(DeclarationRefusal::NotOwned {
             what: "the project shop".to_owned(),
             owner: "another namespace",
         });

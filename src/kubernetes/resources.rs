@@ -3,13 +3,19 @@
 //! The doc comments of fields become the descriptions that `kubectl explain` shows. Texts stay texts here, so that one
 //! object that an older schema let in cannot stop the watch of all others; `plan` parses them.
 
-// The derive of a schema makes copies of these types inside functions.
-#![allow(unreachable_pub)]
+#![allow(
+    unreachable_pub,
+    reason = "the derive of a schema makes copies of these types inside functions"
+)]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
+/// Keeps a resource until what it declared is deleted in the vault.
+pub const FINALIZER: &str = "barekey.dev/cleanup";
+/// Confirms the deletion of variables; its value is the slug.
+pub const CONFIRM_DELETE_ANNOTATION: &str = "barekey.dev/confirm-delete";
 /// The most stages that a status names.
 pub const STATUS_STAGES_MAX: usize = 100;
 

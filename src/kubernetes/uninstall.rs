@@ -17,9 +17,9 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::domain::names::Namespace;
+use crate::kubernetes::FIELD_MANAGER;
 use crate::kubernetes::lease::LOOK_EVERY;
-use crate::kubernetes::resources::{BarekeyProject, BarekeyStage};
-use crate::kubernetes::{FIELD_MANAGER, FINALIZER};
+use crate::kubernetes::resources::{BarekeyProject, BarekeyStage, FINALIZER};
 use crate::vault::Clock;
 
 /// How long the Lease is taken for. If the release is not deleted after all, the operator goes on after that.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use super::records::Chain;
 use super::writer::{Change, Verdict, Work};
 use super::{Core, Unavailable, Vault, no_random};
+use crate::crypto::keys::derive_digest_hex;
 use crate::domain::plaintext::Plaintext;
 use crate::storage;
 use crate::storage::sealed_keys::SealedKeyRow;
@@ -29,6 +30,13 @@ pub enum AuthorityError {
     /// The database.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
+}
+
+/// What names a CA in annotations: the first 16 hex digits of the SHA-256 of its certificate in DER.
+pub fn certificate_id(der: &[u8]) -> String {
+    let mut id = derive_digest_hex(der);
+    id.truncate(16);
+    id
 }
 
 impl Vault {

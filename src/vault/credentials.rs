@@ -141,7 +141,10 @@ pub(crate) fn derive_row_seal(key: &TokenKey, row: &TokenRow) -> Vec<u8> {
 }
 
 /// Makes a token and stores what is needed to know it again. Audited.
-#[allow(clippy::too_many_arguments)]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "each is a column or a proof of its own"
+)]
 pub(crate) async fn store_new_token(
     core: &Core,
     work: &mut Work,

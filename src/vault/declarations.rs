@@ -6,8 +6,12 @@ use super::projects::{NewProject, access_rows, make_project, make_stage, owner_t
 use super::records::Chain;
 use super::writer::{Change, Verdict, Work};
 use super::{Core, Unavailable, Vault, make_id};
-use crate::domain::access::{AccessGrant, Actor};
+use crate::domain::access::Actor;
 use crate::domain::audit::{Action, AuditEvent, Origin, Outcome, Source};
+pub use crate::domain::declaration::{
+    DeclarationRefusal, DeclaredProject, DeclaredStage, Deletion, ProjectDeclaration,
+    StageDeclaration,
+};
 use crate::domain::names::{
     DisplayName, Namespace, ObjectName, OrganizationId, OrganizationSlug, ProjectId, ProjectSlug,
     StageId, StageSlug,
@@ -16,98 +20,15 @@ use crate::storage;
 use crate::storage::Connection;
 use crate::storage::projects::{AccessRow, ProjectRow, StageRow};
 
-/// What a BarekeyProject says.
-#[derive(Debug, Clone)]
-pub struct ProjectDeclaration {
-    /// The namespace of the resource.
-    pub namespace: Namespace,
-    /// The resource's name.
-    pub resource: ObjectName,
-    /// The organization.
-    pub organization: OrganizationSlug,
-    /// The project's slug.
-    pub slug: ProjectSlug,
-    /// What people call it; `None` keeps the name, or takes the slug for a new one.
-    pub name: Option<DisplayName>,
-}
-
-/// The project as the vault has it now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeclaredProject {
-    /// Its id.
-    pub id: ProjectId,
-    /// Its stages.
-    pub stages: Vec<StageSlug>,
-    /// The version of its newest data key.
-    pub key_version: i64,
-    /// When that key was made, in milliseconds since 1970.
-    pub key_created_at_ms: i64,
-}
-
-/// What a BarekeyStage says.
-#[derive(Debug, Clone)]
-pub struct StageDeclaration {
-    /// The namespace of the resource.
-    pub namespace: Namespace,
-    /// The resource's name.
-    pub resource: ObjectName,
-    /// The organization of its project.
-    pub organization: OrganizationSlug,
-    /// The project's slug.
-    pub project: ProjectSlug,
-    /// The stage's slug.
-    pub slug: StageSlug,
-    /// Whether it is protected; `None` keeps what the vault has.
-    pub protected: Option<bool>,
-    /// Who may read it.
-    pub access: Vec<AccessGrant>,
-}
-
-/// The stage as the vault has it now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeclaredStage {
-    /// Its id.
-    pub id: StageId,
-    /// Raised by each change of its variables.
-    pub revision: i64,
-    /// How many variables it holds.
-    pub variables: i64,
-    /// Whether it is protected.
-    pub protected: bool,
-}
-
 /// Why a declaration was not taken over. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeclareError {
-    /// No such organization.
-    #[error("there is no organization {0}")]
-    NoOrganization(OrganizationSlug),
-    /// No such project (for a stage).
-    #[error("there is no project {0}")]
-    NoProject(ProjectSlug),
-    /// It belongs to another namespace, or was made over HTTP.
-    #[error("{what} belongs to {owner}")]
-    NotOwned {
-        /// Such as `the project shop`.
-        what: String,
-        /// `another namespace` or `nobody in Kubernetes: it was made over the API`. The namespace itself is not named.
-        owner: &'static str,
-    },
+    /// What it says cannot be had.
+    #[error(transparent)]
+    Refused(#[from] DeclarationRefusal),
     /// The database.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
-}
-
-/// What happened to something that a resource asked to delete.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Deletion {
-    /// It is gone, or was gone already, or belongs to someone else and was left alone.
-    Done,
-    /// It still holds variables and waits for a confirmation.
-    NeedsConfirmation {
-        /// How many.
-        variables: i64,
-    },
 }
 
 /// A stage that a resource declared, for the sweep after a restart.
@@ -149,13 +70,13 @@ pub(crate) fn access_text(rows: &[AccessRow]) -> String {
 }
 
 fn not_owned(what: String, owner: Option<&Namespace>) -> DeclareError {
-    DeclareError::NotOwned {
+    DeclareError::Refused(DeclarationRefusal::NotOwned {
         what,
         owner: match owner {
             Some(_) => "another namespace",
             None => "nobody in Kubernetes: it was made over the API",
         },
-    }
+    })
 }
 
 impl Vault {
@@ -239,7 +160,7 @@ impl Vault {
     ) -> Result<OrganizationId, DeclareError> {
         match self.organization(slug).await? {
             Some(organization) => Ok(organization.id),
-            None => Err(DeclareError::NoOrganization(slug.clone())),
+            None => Err(DeclarationRefusal::NoOrganization(slug.clone()).into()),
         }
     }
 
@@ -519,7 +440,10 @@ impl DeclareStage {
         )
         .await?;
         let Some(project) = project else {
-            return Ok(Err(DeclareError::NoProject(declaration.project.clone())));
+            return Ok(Err(DeclarationRefusal::NoProject(
+                declaration.project.clone(),
+            )
+            .into()));
         };
         if project.namespace.as_ref() != Some(&declaration.namespace) {
             return Ok(Err(not_owned(

@@ -13,6 +13,8 @@
     reason = "a journey that cannot go on panics, and the harness says where"
 )]
 
+mod chart_policies;
+mod chart_release;
 mod chart_rendered;
 mod cluster;
 mod harness;
@@ -29,8 +31,10 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     harness::run(
         [
-            cluster::journeys(),
             chart_rendered::journeys(),
+            chart_policies::journeys(),
+            chart_release::journeys(),
+            cluster::journeys(),
             injection_values::journeys(),
             injection_refusals::journeys(),
             injection_outages::journeys(),

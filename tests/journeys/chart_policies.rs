@@ -1,0 +1,472 @@
+//! What the API server itself keeps, whatever happens to the operator: the policies and the match conditions of the chart.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+
+use crate::harness::{Installation, Journey, Namespace, Output, Program, eventually, kubectl};
+
+pub(crate) fn journeys() -> Vec<Journey> {
+    vec![
+        Journey::shared(
+            "the_operators_token_gains_nothing_else",
+            the_operators_token_gains_nothing_else,
+        ),
+        Journey::shared(
+            "of_the_webhook_configuration_the_operator_changes_the_ca_alone",
+            the_operator_changes_the_ca_alone,
+        ),
+        Journey::shared(
+            "a_pod_that_is_not_injected_where_it_asks_starts_with_a_warning",
+            a_pod_in_an_exempt_namespace_is_warned_about,
+        ),
+        Journey::changing(
+            "a_pod_that_asked_for_injection_is_refused_without_the_webhook",
+            an_annotated_pod_is_refused_without_the_webhook,
+        ),
+        Journey::changing(
+            "other_pods_do_not_wait_for_an_operator_that_is_down",
+            other_pods_do_not_wait,
+        ),
+    ]
+}
+
+const CONFIGURATION: &str = "mutatingwebhookconfiguration/00-barekey";
+
+fn the_operators_token_gains_nothing_else(namespace: &Namespace) {
+    let installation = Installation::shared();
+    let operator = Operator::new(installation);
+    namespace.apply(plain("bystander").to_string());
+    namespace.wait_pod("bystander");
+
+    // What it may: so that what follows is refused for the right reason.
+    operator.kubectl(["get", CONFIGURATION]).succeed();
+    operator.kubectl(["get", "barekeystages", "-A"]).succeed();
+    let name = namespace.name();
+    operator
+        .kubectl(["get", "pod", "bystander", "-n", name])
+        .succeed();
+
+    let own = installation.namespace();
+    let pod = plain("planted").to_string();
+    let stage = json!({"apiVersion": "barekey.dev/v1alpha1", "kind": "BarekeyStage",
+        "metadata": {"name": "planted"}, "spec": {"project": "planted"}})
+    .to_string();
+    let acts: &[(&str, &[&str], &str)] = &[
+        ("read all Secrets", &["get", "secrets", "-A"], ""),
+        (
+            "read the master key",
+            &["get", "secret", "barekey-master-key", "-n", own],
+            "",
+        ),
+        ("read ConfigMaps", &["get", "configmaps", "-n", name], ""),
+        (
+            "mint a token",
+            &["create", "token", "default", "-n", name],
+            "",
+        ),
+        (
+            "mint its own token",
+            &["create", "token", "barekey", "-n", own],
+            "",
+        ),
+        (
+            "be somebody else",
+            &[
+                "get",
+                "secrets",
+                "-A",
+                "--as",
+                "system:admin",
+                "--as-group",
+                "system:masters",
+            ],
+            "",
+        ),
+        ("list pods", &["get", "pods", "-A"], ""),
+        (
+            "enter a pod",
+            &["exec", "bystander", "-n", name, "--", "true"],
+            "",
+        ),
+        ("read a pod's log", &["logs", "bystander", "-n", name], ""),
+        ("create a pod", &["create", "-n", name, "-f", "-"], &pod),
+        (
+            "delete a pod",
+            &["delete", "pod", "bystander", "-n", name, "--wait=false"],
+            "",
+        ),
+        (
+            "change a pod",
+            &["label", "pod", "bystander", "-n", name, "a=b"],
+            "",
+        ),
+        (
+            "change its own workload",
+            &["scale", installation.workload(), "-n", own, "--replicas=0"],
+            "",
+        ),
+        (
+            "declare a stage",
+            &["create", "-n", name, "-f", "-"],
+            &stage,
+        ),
+        (
+            "delete stages",
+            &["delete", "barekeystages", "--all", "-n", name],
+            "",
+        ),
+        (
+            "list webhook configurations",
+            &["get", "mutatingwebhookconfigurations"],
+            "",
+        ),
+        (
+            "delete its webhook configuration",
+            &["delete", CONFIGURATION],
+            "",
+        ),
+        (
+            "delete a policy",
+            &["delete", "validatingadmissionpolicy", "barekey-injected"],
+            "",
+        ),
+        (
+            "take the fence down",
+            &[
+                "delete",
+                "validatingadmissionpolicybinding",
+                "barekey-operator-fence",
+            ],
+            "",
+        ),
+        (
+            "give itself more",
+            &[
+                "create",
+                "clusterrolebinding",
+                "planted",
+                "--clusterrole=cluster-admin",
+                "--serviceaccount=barekey:barekey",
+            ],
+            "",
+        ),
+        (
+            "read Leases of others",
+            &["get", "leases", "-n", "kube-system"],
+            "",
+        ),
+        ("list namespaces", &["get", "namespaces"], ""),
+        ("read nodes", &["get", "nodes"], ""),
+    ];
+    for (act, args, stdin) in acts {
+        let refusal = operator.kubectl(*args).stdin(*stdin).output();
+        let refused =
+            !refusal.status.success() && refusal.stderr.to_lowercase().contains("forbidden");
+        assert!(refused, "{act}: {refusal}");
+    }
+    assert!(namespace.get("pod/bystander").is_some());
+}
+
+fn the_operator_changes_the_ca_alone(_: &Namespace) {
+    let installation = Installation::shared();
+    installation.ca();
+    let operator = Operator::new(installation);
+    let patch = |patch: &Value| {
+        operator
+            .kubectl([
+                "patch",
+                CONFIGURATION,
+                "--type=json",
+                "--dry-run=server",
+                "-p",
+            ])
+            .args([patch.to_string()])
+            .output()
+    };
+    let replace = |path: &str, value: Value| json!([{"op": "replace", "path": format!("/webhooks/0/{path}"), "value": value}]);
+
+    let allowed = patch(&replace("clientConfig/caBundle", json!("Z28=")));
+    // The API server parses no CA; it takes any bytes.
+    assert!(allowed.status.success(), "{allowed}");
+
+    let mut second = configuration()["webhooks"][0].clone();
+    second["name"] = json!("other.barekey.dev");
+    let cases = [
+        (
+            "rules",
+            replace(
+                "rules",
+                json!([{"operations": ["*"], "apiGroups": ["*"], "apiVersions": ["*"], "resources": ["*/*"], "scope": "*"}]),
+            ),
+        ),
+        ("failurePolicy", replace("failurePolicy", json!("Ignore"))),
+        ("matchPolicy", replace("matchPolicy", json!("Exact"))),
+        ("matchConditions", replace("matchConditions", json!([]))),
+        (
+            "the only matchCondition",
+            replace("matchConditions/0/expression", json!("true")),
+        ),
+        ("namespaceSelector", replace("namespaceSelector", json!({}))),
+        (
+            "objectSelector",
+            replace("objectSelector", json!({"matchLabels": {"a": "b"}})),
+        ),
+        (
+            "reinvocationPolicy",
+            replace("reinvocationPolicy", json!("IfNeeded")),
+        ),
+        ("timeoutSeconds", replace("timeoutSeconds", json!(1))),
+        (
+            "admissionReviewVersions",
+            replace("admissionReviewVersions", json!(["v1beta1", "v1"])),
+        ),
+        (
+            "the service",
+            replace("clientConfig/service/name", json!("other")),
+        ),
+        (
+            "the path",
+            replace("clientConfig/service/path", json!("/other")),
+        ),
+        (
+            "a URL in place of the service",
+            json!([{"op": "remove", "path": "/webhooks/0/clientConfig/service"},
+                {"op": "add", "path": "/webhooks/0/clientConfig/url", "value": "https://evil.example/"}]),
+        ),
+        (
+            "a second webhook",
+            json!([{"op": "add", "path": "/webhooks/-", "value": second}]),
+        ),
+        (
+            "no webhook",
+            json!([{"op": "replace", "path": "/webhooks", "value": []}]),
+        ),
+        (
+            "a label",
+            json!([{"op": "add", "path": "/metadata/labels/planted", "value": "x"}]),
+        ),
+        (
+            "a finalizer",
+            json!([{"op": "add", "path": "/metadata/finalizers", "value": ["planted.example/x"]}]),
+        ),
+    ];
+    for (what, change) in cases {
+        let refusal = patch(&change);
+        let refused = !refusal.status.success()
+            && refusal.stderr.contains("barekey-operator-fence")
+            && refusal.stderr.contains("may change only caBundle");
+        assert!(refused, "{what}: {refusal}");
+    }
+}
+
+fn a_pod_in_an_exempt_namespace_is_warned_about(_: &Namespace) {
+    let installation = Installation::shared();
+    for namespace in ["kube-system", installation.namespace()] {
+        let output = kubectl(["create", "--dry-run=server", "-n", namespace, "-f", "-"])
+            .stdin(annotated("exempt", "development").to_string())
+            .output();
+        assert!(output.status.success(), "{output}");
+        for word in ["Warning:", "barekey-exempt", "not injected"] {
+            assert!(
+                output.stderr.contains(word),
+                "{namespace}: no {word:?} in {output}"
+            );
+        }
+        let output = kubectl(["create", "--dry-run=server", "-n", namespace, "-f", "-"])
+            .stdin(plain("plain").to_string())
+            .output();
+        assert!(
+            output.status.success() && !output.stderr.contains("barekey"),
+            "{output}"
+        );
+    }
+}
+
+fn an_annotated_pod_is_refused_without_the_webhook(namespace: &Namespace) {
+    let installation = Installation::shared();
+    installation.organization(namespace);
+    namespace.apply_example("first-value/barekey.yaml");
+    namespace.make_service_account("shop");
+    namespace.wait_ready("barekeystage/development");
+    let injected = create(namespace, &annotated("asks", "development"));
+    assert!(injected.status.success(), "{injected}");
+
+    kubectl(["delete", CONFIGURATION]).succeed();
+    // The API server forgets the configuration within a moment.
+    eventually("the policy's refusal", || {
+        let refusal = create(namespace, &annotated("asks", "development"));
+        let words = [
+            "barekey-injected",
+            "was not injected",
+            "00-barekey",
+            "helm upgrade",
+        ];
+        if !refusal.status.success() && words.iter().all(|word| refusal.stderr.contains(word)) {
+            Ok(())
+        } else {
+            Err(refusal.to_string())
+        }
+    });
+    let mut misspelt = annotated("misspelt", "development");
+    misspelt["metadata"]["annotations"] = json!({"barekey.dev/stagee": "development"});
+    let mut labelled = annotated("labelled", "development");
+    labelled["metadata"]["labels"] = json!({"barekey.dev/injected": "true"});
+    for pod in [misspelt, labelled] {
+        let refusal = create(namespace, &pod);
+        assert!(
+            !refusal.status.success() && refusal.stderr.contains("barekey-injected"),
+            "{refusal}"
+        );
+    }
+    let output = create(namespace, &plain("plain"));
+    assert!(output.status.success(), "{output}");
+
+    // The way back that the message names; the operator publishes its CA again.
+    installation.install(&json!({}));
+    installation.ca();
+    eventually("injection again", || {
+        let output = create(namespace, &annotated("asks", "development"));
+        output
+            .status
+            .success()
+            .then_some(())
+            .ok_or_else(|| output.to_string())
+    });
+}
+
+fn other_pods_do_not_wait(namespace: &Namespace) {
+    let installation = Installation::shared();
+    installation.stop();
+
+    let mut kilobytes = plain("kilobytes");
+    for number in 0..256 {
+        let key = format!("example.com/note-{number}");
+        kilobytes["metadata"]["annotations"][key] = json!("x".repeat(1000));
+    }
+    let mut many = plain("many");
+    for number in 0..20_000 {
+        many["metadata"]["annotations"][format!("n{number:05}")] = json!("");
+    }
+    let mut empty = plain("empty-projection");
+    empty["spec"]["volumes"] = json!([{"name": "empty", "projected": {}},
+        {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"path": "token", "audience": "other"}}]}}]);
+    let mut command_line = plain("command-line");
+    command_line["spec"]["containers"][0]["env"] = [
+        "BAREKEY_ORG",
+        "BAREKEY_TOKEN",
+        "BAREKEY_API_URL",
+        "BAREKEY_AGENT",
+        "BAREKEY_ALLOWANCES",
+    ]
+    .map(|name| json!({"name": name, "value": "x"}))
+    .into_iter()
+    .collect();
+    for pod in [plain("plain"), kilobytes, many, empty, command_line] {
+        let name = &pod["metadata"]["name"];
+        let began = Instant::now();
+        let output = create(namespace, &pod);
+        let took = began.elapsed();
+        assert!(output.status.success(), "{name}: {output}");
+        // A webhook that was called and did not answer would take its 10 s.
+        assert!(took.as_secs() < 5, "{name} took {took:?}");
+    }
+    namespace.apply(crate::harness::example("continuous-integration/job.yaml"));
+    namespace
+        .kubectl([
+            "wait",
+            "--for=condition=Complete",
+            "--timeout=90s",
+            "job/deploy",
+        ])
+        .succeed();
+
+    // What concerns us is refused meanwhile.
+    let mut written = plain("written-by-hand");
+    written["spec"]["containers"][0]["env"] = json!([{"name": "BAREKEY_ALLOWANCE", "value": "{}"}]);
+    let mut token = plain("token");
+    token["spec"]["volumes"] = json!([{"name": "token", "projected": {"sources": [{"serviceAccountToken": {
+        "path": "token", "audience": format!("barekey.{}.svc", installation.namespace())}}]}}]);
+    for pod in [annotated("annotated", "development"), written, token] {
+        let output = create(namespace, &pod);
+        assert!(
+            !output.status.success() && output.stderr.contains("pods.barekey.dev"),
+            "{output}"
+        );
+    }
+    installation.start();
+}
+
+/// The operator's account, by a token of its own.
+struct Operator {
+    kubeconfig: NamedTempFile,
+}
+
+impl Operator {
+    fn new(installation: &Installation) -> Self {
+        let token = installation
+            .kubectl(["create", "token", "barekey"])
+            .secret()
+            .succeed();
+        let view = [
+            "config",
+            "view",
+            "--raw",
+            "--minify",
+            "--flatten",
+            "-o",
+            "json",
+        ];
+        let mut config: Value =
+            serde_json::from_str(&kubectl(view).secret().succeed()).expect("kubectl prints JSON");
+        // Nothing of the administrator's: a client certificate would win over the token.
+        config["users"][0]["user"] = json!({"token": token.trim()});
+        let kubeconfig = NamedTempFile::new().expect("a file can be made");
+        std::fs::write(&kubeconfig, config.to_string()).expect("a file can be written");
+        let operator = Self { kubeconfig };
+        let who = operator.kubectl(["auth", "whoami", "-o", "json"]).succeed();
+        assert!(
+            who.contains("system:serviceaccount:barekey:barekey"),
+            "{who}"
+        );
+        operator
+    }
+
+    fn kubectl(&self, args: impl IntoIterator<Item: AsRef<std::ffi::OsStr>>) -> Program {
+        kubectl(args).env("KUBECONFIG", self.kubeconfig.path())
+    }
+}
+
+fn configuration() -> Value {
+    crate::harness::get([CONFIGURATION]).expect("the webhook configuration is there")
+}
+
+/// Creates a pod, or would: the answer is that of all of admission.
+fn create(namespace: &Namespace, pod: &Value) -> Output {
+    namespace
+        .kubectl(["create", "--dry-run=server", "-f", "-"])
+        .stdin(pod.to_string())
+        .output()
+}
+
+/// A pod that has nothing to do with us.
+fn plain(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{
+                "name": "main", "image": "docker.io/library/busybox:stable", "command": ["sleep", "3600"],
+            }],
+        },
+    })
+}
+
+/// One that asks for the values of a stage, as the account of the example.
+fn annotated(name: &str, stage: &str) -> Value {
+    let mut pod = plain(name);
+    pod["metadata"]["annotations"] = json!({"barekey.dev/stage": stage});
+    pod["spec"]["serviceAccountName"] = json!("shop");
+    pod
+}
