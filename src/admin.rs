@@ -203,7 +203,11 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// Prints a reply: what a script wants on standard output (a token, the findings), the rest on standard error.
 /// Returns whether all is well.
-#[allow(clippy::print_stdout, clippy::print_stderr)] // The command line of administrators: this is its output.
+#[allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the command line of administrators: this is its output"
+)]
 pub fn tell(reply: &Reply) -> bool {
     match reply {
         Reply::Token {

@@ -29,7 +29,7 @@ pub struct Program {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the vault, and with --kubernetes everything that belongs to a cluster.
-    Serve(ServeArguments),
+    Serve(Box<ServeArguments>),
     /// Print the custom resource definitions, or write them to a directory, a file each.
     Crds(CrdsArguments),
     /// Organizations, tokens and the audit trail, over the socket of the running server.
@@ -105,7 +105,7 @@ pub struct LogArguments {
 
 /// How much is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the words of every log")]
 pub enum LogLevel {
     Error,
     Warn,
@@ -352,6 +352,17 @@ pub struct UninstallArguments {
         default_value = "barekey"
     )]
     pub webhook_configuration: String,
+    /// The operator's namespace.
+    #[arg(long, env = "BAREKEY_NAMESPACE", value_name = "NAMESPACE")]
+    pub namespace: Namespace,
+    /// The Lease that says which replica leads; it is taken meanwhile.
+    #[arg(
+        long,
+        env = "BAREKEY_LEASE",
+        value_name = "NAME",
+        default_value = "barekey"
+    )]
+    pub lease: String,
     /// How much is logged, and how.
     #[command(flatten)]
     pub log: LogArguments,
@@ -571,7 +582,7 @@ pub enum Wire {
 
 /// What the operator is told of its cluster, checked as far as it can be here.
 #[derive(Debug)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "each is documented at its flag above")]
 pub struct ClusterSettings {
     pub namespace: Namespace,
     pub pod_name: String,

@@ -135,7 +135,7 @@ impl ApiError {
 
     /// What our log is told: the cause and its causes, each once.
     pub(crate) fn causes(&self) -> Option<impl fmt::Display + '_> {
-        self.internal.as_deref().map(|cause| Chain(cause))
+        self.internal.as_deref().map(Chain)
     }
 
     /// What stands for an answer that some layer refused without our body.
@@ -302,6 +302,8 @@ impl From<AuthenticateError> for ApiError {
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let code = match refusal {
+            // Whenever a credential is found to have ended, its caller is told the same.
+            Refusal::CredentialEnded => return AuthenticateError::Unknown.into(),
             Refusal::OtherOrganization => Code::InvalidOrgScope,
             Refusal::OutOfScope | Refusal::RoleTooSmall { .. } | Refusal::PodElsewhere => {
                 Code::Forbidden
