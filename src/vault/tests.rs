@@ -10,7 +10,7 @@ use super::credentials::{
     AuthenticateError, CreateTokenError, NewToken, RevokeTokenError, TokenRequest,
 };
 use super::declarations::{
-    DeclareError, Deletion, ProjectDeclaration, StageDeclaration, StageOwner,
+    DeclarationRefusal, DeclareError, Deletion, ProjectDeclaration, StageDeclaration, StageOwner,
 };
 use super::organizations::BootstrapError;
 use super::pods::PodReadError;
@@ -1216,7 +1216,7 @@ async fn a_namespace_owns_what_it_declared_first(place: Place) {
     let foreign = vault
         .declare_project(&project_declaration("team-b", "backend"))
         .await;
-    let Err(DeclareError::NotOwned { what, owner }) = foreign else {
+    let Err(DeclareError::Refused(DeclarationRefusal::NotOwned { what, owner })) = foreign else {
         panic!("{foreign:?}");
     };
     assert_eq!(
@@ -1227,13 +1227,13 @@ async fn a_namespace_owns_what_it_declared_first(place: Place) {
         .declare_project(&project_declaration("team-a", "shop"))
         .await;
     assert!(
-        matches!(over_http, Err(DeclareError::NotOwned { owner, .. }) if owner.starts_with("nobody")),
+        matches!(over_http, Err(DeclareError::Refused(DeclarationRefusal::NotOwned { owner, .. })) if owner.starts_with("nobody")),
     );
     let mut nowhere = project_declaration("team-a", "x");
     nowhere.organization = "none".parse().unwrap();
     assert!(matches!(
         vault.declare_project(&nowhere).await,
-        Err(DeclareError::NoOrganization(_))
+        Err(DeclareError::Refused(DeclarationRefusal::NoOrganization(_)))
     ));
 
     let custom = stage_declaration("team-a", "backend", "qa", &[]);
@@ -1250,7 +1250,10 @@ async fn a_namespace_owns_what_it_declared_first(place: Place) {
             .declare_stage(&stage_declaration(namespace, project, slug, &["thief"]))
             .await;
         assert!(
-            matches!(refused, Err(DeclareError::NotOwned { .. })),
+            matches!(
+                refused,
+                Err(DeclareError::Refused(DeclarationRefusal::NotOwned { .. }))
+            ),
             "{refused:?}"
         );
     }
@@ -1258,7 +1261,7 @@ async fn a_namespace_owns_what_it_declared_first(place: Place) {
         vault
             .declare_stage(&stage_declaration("team-a", "none", "qa", &[]))
             .await,
-        Err(DeclareError::NoProject(_))
+        Err(DeclareError::Refused(DeclarationRefusal::NoProject(_)))
     ));
     assert_eq!(vault.stages_with_access().await.unwrap(), []);
     assert_eq!(acme.findings().await, Vec::<String>::new());
