@@ -55,7 +55,9 @@ struct SystemClock;
 
 impl Clock for SystemClock {
     fn now_ms(&self) -> i64 {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
         i64::try_from(now.as_millis()).unwrap()
     }
 }
@@ -73,9 +75,14 @@ fn allowance(stage: &StageId) -> Allowance {
 pub(crate) fn run() {
     let agent = std::env::var("BAREKEY_BENCH_AGENT")
         .expect("BAREKEY_BENCH_AGENT names the agent's program, as `make bench` builds it");
-    rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .ok();
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
 
     let pod = Arc::new(OnePod(std::sync::OnceLock::new()));
     let key = base64::engine::general_purpose::STANDARD.encode([7_u8; 32]);
@@ -101,7 +108,9 @@ pub(crate) fn run() {
     plain.sort_unstable();
     agent_starts.sort_unstable();
     let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-    println!("agent start (ClusterIP, TLS 1.3, one variable, durable audit record) beside plain exec of /bin/true");
+    println!(
+        "agent start (ClusterIP, TLS 1.3, one variable, durable audit record) beside plain exec of /bin/true"
+    );
     println!(
         "  {:.1} times plain exec: adds {:.2} ms (median {:.2} ms beside {:.2} ms; p99 {:.2} ms beside {:.2} ms)",
         milliseconds(agent_starts[STARTS / 2]) / milliseconds(plain[STARTS / 2]),
@@ -182,7 +191,10 @@ async fn fill(vault: &Vault) -> StageId {
         user_agent: String::new(),
         request_id: "bench".to_owned(),
     };
-    let (_, token) = vault.bootstrap(&origin, &"bench".parse().unwrap()).await.unwrap();
+    let (_, token) = vault
+        .bootstrap(&origin, &"bench".parse().unwrap())
+        .await
+        .unwrap();
     vault
         .declare_project(&ProjectDeclaration {
             namespace: "bench".parse().unwrap(),
@@ -227,7 +239,9 @@ async fn fill(vault: &Vault) -> StageId {
                     kind: barekey::domain::variable::Kind::Secret,
                     declared_type: None,
                     visibility: None,
-                    value: "postgres://shop:0123456789abcdef@db:5432/shop".to_owned().into(),
+                    value: "postgres://shop:0123456789abcdef@db:5432/shop"
+                        .to_owned()
+                        .into(),
                 }],
                 deletes: Vec::new(),
             },
@@ -239,8 +253,11 @@ async fn fill(vault: &Vault) -> StageId {
 
 fn started(mut command: Command) -> Duration {
     let start = Instant::now();
-    let status =
-        command.stdin(Stdio::null()).stdout(Stdio::null()).status().expect("the program starts");
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .expect("the program starts");
     assert!(status.success());
     start.elapsed()
 }

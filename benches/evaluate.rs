@@ -22,11 +22,22 @@ pub(crate) fn run() {
     getrandom::fill(&mut key).unwrap();
     let server = Command::new(OPERATOR)
         .arg("serve")
-        .args(["--database", &format!("sqlite:{}", folder.path().join("vault.db").display())])
-        .args(["--listen", &address.to_string(), "--probe-listen", &probes.to_string()])
+        .args([
+            "--database",
+            &format!("sqlite:{}", folder.path().join("vault.db").display()),
+        ])
+        .args([
+            "--listen",
+            &address.to_string(),
+            "--probe-listen",
+            &probes.to_string(),
+        ])
         .arg("--admin-socket")
         .arg(&socket)
-        .env("BAREKEY_MASTER_KEY_B64", base64::engine::general_purpose::STANDARD.encode(key))
+        .env(
+            "BAREKEY_MASTER_KEY_B64",
+            base64::engine::general_purpose::STANDARD.encode(key),
+        )
         .env("BAREKEY_LOG", "warn")
         .stdin(Stdio::null())
         .spawn()
@@ -34,19 +45,35 @@ pub(crate) fn run() {
     let _server = Running(server);
     wait_for(address);
     let bootstrap = Command::new(OPERATOR)
-        .args(["admin", "bootstrap", "--organization", "bench", "--admin-socket"])
+        .args([
+            "admin",
+            "bootstrap",
+            "--organization",
+            "bench",
+            "--admin-socket",
+        ])
         .arg(&socket)
         .output()
         .unwrap();
-    assert!(bootstrap.status.success(), "{}", String::from_utf8_lossy(&bootstrap.stderr));
-    let token = String::from_utf8(bootstrap.stdout).unwrap().trim().to_owned();
+    assert!(
+        bootstrap.status.success(),
+        "{}",
+        String::from_utf8_lossy(&bootstrap.stderr)
+    );
+    let token = String::from_utf8(bootstrap.stdout)
+        .unwrap()
+        .trim()
+        .to_owned();
 
     let ask = |path: &str, body: &str| {
         let (status, answer) = call(address, &post(path, Some(&token), body));
         assert_eq!(status, 200, "{path}: {answer}");
         answer
     };
-    ask("/v1/cli/projects/create", r#"{"name":"Bench","slug":"bench"}"#);
+    ask(
+        "/v1/cli/projects/create",
+        r#"{"name":"Bench","slug":"bench"}"#,
+    );
     ask(
         "/v1/env/write",
         r#"{"projectSlug":"bench","stageSlug":"development","mode":"upsert","entries":[{"name":"DATABASE_URL","kind":"secret","value":"postgres://shop:0123456789abcdef@db.example:5432/shop"}]}"#,
@@ -95,7 +122,8 @@ fn synced_writes_per_second(folder: &std::path::Path) -> f64 {
         let start = Instant::now();
         let mut writes = 0_u32;
         while start.elapsed() < Duration::from_millis(500) {
-            file.seek(SeekFrom::Start(u64::from(writes % 64) * 4096)).unwrap();
+            file.seek(SeekFrom::Start(u64::from(writes % 64) * 4096))
+                .unwrap();
             file.write_all(&page).unwrap();
             file.sync_data().unwrap();
             writes += 1;

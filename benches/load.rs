@@ -19,8 +19,9 @@ pub(crate) struct Load {
 
 /// A `POST` with a JSON body, as bytes that are sent again and again.
 pub(crate) fn post(path: &str, bearer: Option<&str>, body: &str) -> Vec<u8> {
-    let authorization =
-        bearer.map_or_else(String::new, |token| format!("authorization: Bearer {token}\r\n"));
+    let authorization = bearer.map_or_else(String::new, |token| {
+        format!("authorization: Bearer {token}\r\n")
+    });
     format!(
         "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{authorization}content-length: {}\r\n\r\n{body}",
         body.len()
@@ -61,7 +62,9 @@ pub(crate) fn call(address: SocketAddr, request: &[u8]) -> (u16, String) {
     runtime().block_on(async {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let mut answer = Vec::new();
-        exchange(&mut stream, request, &mut answer).await.expect("an answer");
+        exchange(&mut stream, request, &mut answer)
+            .await
+            .expect("an answer");
         let text = String::from_utf8_lossy(&answer).into_owned();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
@@ -70,7 +73,12 @@ pub(crate) fn call(address: SocketAddr, request: &[u8]) -> (u16, String) {
 }
 
 /// Keeps `connections` busy with `request` for `time`. Every answer must be 200, or the bench stops.
-pub(crate) fn load(address: SocketAddr, request: &[u8], connections: usize, time: Duration) -> Load {
+pub(crate) fn load(
+    address: SocketAddr,
+    request: &[u8],
+    connections: usize,
+    time: Duration,
+) -> Load {
     let mut latencies: Vec<Duration> = runtime().block_on(async {
         let end = Instant::now() + time;
         let tasks: Vec<_> = (0..connections)
@@ -83,7 +91,9 @@ pub(crate) fn load(address: SocketAddr, request: &[u8], connections: usize, time
                     let mut latencies = Vec::new();
                     while Instant::now() < end {
                         let start = Instant::now();
-                        exchange(&mut stream, &request, &mut answer).await.expect("an answer");
+                        exchange(&mut stream, &request, &mut answer)
+                            .await
+                            .expect("an answer");
                         latencies.push(start.elapsed());
                         assert!(
                             answer.starts_with(b"HTTP/1.1 200"),
@@ -110,12 +120,18 @@ pub(crate) fn load(address: SocketAddr, request: &[u8], connections: usize, time
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 /// A free port of the loopback address.
 pub(crate) fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
 }
 
 /// A child that is killed when this is dropped.
@@ -145,15 +161,25 @@ pub(crate) fn start_constant(body: &str) -> (SocketAddr, Running) {
 pub(crate) fn serve_constant(arguments: &[String]) {
     let address: SocketAddr = arguments[0].parse().unwrap();
     let body = arguments[1].clone();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
-        let answer = move || {
-            let body = body.clone();
-            async move { ([("content-type", "application/json")], body) }
-        };
-        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
-        axum::serve(axum::serve::ListenerExt::tap_io(listener, |stream| { stream.set_nodelay(true).ok(); }),
-            axum::Router::new().fallback(answer)).await.unwrap();
-    });
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(async {
+            let answer = move || {
+                let body = body.clone();
+                async move { ([("content-type", "application/json")], body) }
+            };
+            let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+            axum::serve(
+                axum::serve::ListenerExt::tap_io(listener, |stream| {
+                    stream.set_nodelay(true).ok();
+                }),
+                axum::Router::new().fallback(answer),
+            )
+            .await
+            .unwrap();
+        });
 }
 
 /// Waits until something listens, at most 20 s.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     Installation, Journey, Namespace, Organization, checkout, eventually, get, helm, kubectl,
-    random_text, sha256_hex,
+    secret_text, sha256_hex,
 };
 
 pub(crate) fn journeys() -> Vec<Journey> {
@@ -335,7 +335,7 @@ fn first_value(installation: &Installation, namespace: &Namespace) -> (Organizat
     namespace.apply_example("first-value/barekey.yaml");
     namespace.wait_ready("barekeyproject/shop");
     namespace.wait_ready("barekeystage/development");
-    let value = random_text("value");
+    let value = secret_text("value");
     installation
         .api()
         .set(&organization, "shop", "development", "DATABASE_URL", &value);

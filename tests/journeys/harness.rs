@@ -24,5 +24,5 @@ pub(crate) use place::{
     Place, barekey, barekey_operator, checkout, example, get, helm, kubectl, load,
 };
 pub(crate) use program::{Background, Output, Program};
-pub(crate) use random::{random_bytes, random_text, sha256_hex};
+pub(crate) use random::{random_bytes, random_text, secret_text, secrets, sha256_hex};
 pub(crate) use wait::{LIMIT, eventually, wait_for};

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Installation, Namespace, Organization, random_text, sha256_hex};
+use crate::harness::{Installation, Namespace, Organization, secret_text, sha256_hex};
 
 /// Prints the SHA-256 of the value, and never the value.
 pub(crate) const PRINT_HASH: &str = "printf %s \"$DATABASE_URL\" | sha256sum";
@@ -27,7 +27,7 @@ impl Setting {
         namespace.wait_ready("bks/development");
         let setting = Self {
             organization,
-            value: random_text("value"),
+            value: secret_text("value"),
         };
         setting.set("DATABASE_URL", &setting.value);
         setting

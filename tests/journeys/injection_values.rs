@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Installation, Journey, Namespace, eventually, random_text, sha256_hex};
+use crate::harness::{Installation, Journey, Namespace, eventually, secret_text, sha256_hex};
 use crate::injection_setting::{PRINT_HASH, Setting, asking, container, pod, spec};
 
 pub(crate) fn journeys() -> Vec<Journey> {
@@ -69,7 +69,7 @@ fn as_the_annotations_say(namespace: &Namespace) {
     namespace.apply_example("rename-and-reference/barekey.yaml");
     namespace.wait_ready("bks/development");
     let names = ["DATABASE_URL", "CACHE_URL", "MAIL_SENDER", "MAIL_HOST"];
-    let values = names.map(random_text);
+    let values = names.map(secret_text);
     let api = Installation::shared().api();
     for (name, value) in names.iter().zip(&values) {
         api.set(&organization, "shop", "development", name, value);
@@ -115,7 +115,7 @@ fn a_stage_elsewhere(namespace: &Namespace) {
     };
     namespace.apply(here(namespace.example("another-namespace/barekey.yaml")));
     namespace.wait_ready("bks/production");
-    let value = random_text("value");
+    let value = secret_text("value");
     let api = Installation::shared().api();
     api.set(
         &organization,

@@ -8,7 +8,7 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Installation, Journey, Namespace, Place, Response, eventually, kubectl, random_text,
+    Installation, Journey, Namespace, Place, Response, eventually, kubectl, secret_text,
 };
 
 pub(crate) fn journeys() -> Vec<Journey> {
@@ -50,7 +50,7 @@ fn injected_pod(namespace: &Namespace, installation: &Installation) {
         "backend",
         "staging",
         "URL",
-        &random_text("value"),
+        &secret_text("value"),
     );
     namespace.make_service_account("api");
     namespace.apply(pod("web", &json!({"barekey.dev/stage": "staging"})));

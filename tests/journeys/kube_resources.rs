@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Installation, Journey, Namespace, Program, eventually, kubectl, random_text, wait_for,
+    Installation, Journey, Namespace, Program, eventually, kubectl, secret_text, wait_for,
 };
 
 pub(crate) fn journeys() -> Vec<Journey> {
@@ -406,7 +406,7 @@ fn retained_is_found_again(namespace: &Namespace) {
         "backend",
         "staging",
         "URL",
-        &random_text("value"),
+        &secret_text("value"),
     );
     namespace.delete("bks/staging");
     namespace.delete("bkp/backend");
@@ -431,7 +431,7 @@ fn goes_when_confirmed(namespace: &Namespace) {
             "backend",
             stage,
             "URL",
-            &random_text("value"),
+            &secret_text("value"),
         );
         namespace
             .kubectl(["delete", "--wait=false", &format!("bks/{stage}")])
@@ -548,7 +548,7 @@ fn status_follows(namespace: &Namespace) {
         "backend",
         "staging",
         "URL",
-        &random_text("value"),
+        &secret_text("value"),
     );
     wait_for("the new revision", Duration::from_secs(30), || {
         let status = namespace.get("bks/staging").expect("is there")["status"].take();

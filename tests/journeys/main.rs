@@ -13,6 +13,7 @@
     reason = "a journey that cannot go on panics, and the harness says where"
 )]
 
+mod canary;
 mod chart_policies;
 mod chart_release;
 mod chart_rendered;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
             kube_resources::journeys(),
             kube_identity::journeys(),
             kube_certificates::journeys(),
+            canary::journeys(),
         ]
         .into_iter()
         .flatten()

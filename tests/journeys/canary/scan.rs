@@ -22,13 +22,19 @@ impl Needles {
         let mut patterns = Vec::new();
         let mut labels = Vec::new();
         for (label, secret) in secrets {
-            assert!(secret.len() >= 12, "{label} is too short to be told from chance");
+            assert!(
+                secret.len() >= 12,
+                "{label} is too short to be told from chance"
+            );
             for (spelling, pattern) in spellings(secret) {
                 patterns.push(pattern);
                 labels.push((label.to_owned(), spelling));
             }
         }
-        Self { automaton: AhoCorasick::new(patterns).unwrap(), labels }
+        Self {
+            automaton: AhoCorasick::new(patterns).unwrap(),
+            labels,
+        }
     }
 
     /// Which secrets are in `bytes`, and how they are spelled there.
@@ -55,7 +61,9 @@ impl Needles {
     }
 
     fn walk(&self, path: &Path, disk: u64, searched: &mut Searched) {
-        let Ok(metadata) = std::fs::symlink_metadata(path) else { return };
+        let Ok(metadata) = std::fs::symlink_metadata(path) else {
+            return;
+        };
         if metadata.dev() != disk {
             return;
         }
@@ -67,10 +75,16 @@ impl Needles {
             let Ok(file) = File::open(path) else { return };
             searched.files += 1;
             searched.bytes += metadata.len();
-            for hit in self.automaton.stream_find_iter(std::io::BufReader::with_capacity(1 << 20, file)) {
+            for hit in self
+                .automaton
+                .stream_find_iter(std::io::BufReader::with_capacity(1 << 20, file))
+            {
                 let Ok(hit) = hit else { return };
                 let label = self.labels[hit.pattern().as_usize()].clone();
-                let labels = searched.found.entry(path.display().to_string()).or_default();
+                let labels = searched
+                    .found
+                    .entry(path.display().to_string())
+                    .or_default();
                 if !labels.contains(&label) {
                     labels.push(label);
                 }
@@ -102,8 +116,14 @@ fn spellings(secret: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         padded.extend_from_slice(secret);
         // The characters that no neighbour has a bit in.
         let whole = (8 * shift).div_ceil(6)..(8 * padded.len()) / 6;
-        all.push(("base64", STANDARD.encode(&padded).as_bytes()[whole.clone()].to_vec()));
-        all.push(("base64url", URL_SAFE.encode(&padded).as_bytes()[whole].to_vec()));
+        all.push((
+            "base64",
+            STANDARD.encode(&padded).as_bytes()[whole.clone()].to_vec(),
+        ));
+        all.push((
+            "base64url",
+            URL_SAFE.encode(&padded).as_bytes()[whole].to_vec(),
+        ));
     }
     if let Ok(text) = std::str::from_utf8(secret) {
         let json = serde_json::to_string(text).unwrap();
@@ -128,7 +148,16 @@ fn spellings(secret: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
 pub(crate) fn every_spelling_of_a_secret_is_found() {
     let secret = "pass\"word/with+odd & letters é 0123456789";
     let needles = Needles::new([("the secret", secret.as_bytes())]);
-    let url: String = secret.bytes().map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect();
+    let url: String = secret
+        .bytes()
+        .map(|byte| {
+            if byte.is_ascii_alphanumeric() {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect();
     for (spelling, text) in [
         ("as it is", format!("before {secret} after")),
         ("JSON", serde_json::json!({ "value": secret }).to_string()),
@@ -140,7 +169,10 @@ pub(crate) fn every_spelling_of_a_secret_is_found() {
         ("base64url", URL_SAFE.encode(format!("xy{secret}z"))),
     ] {
         assert!(
-            needles.within(text.as_bytes()).iter().any(|(_, found)| *found == spelling),
+            needles
+                .within(text.as_bytes())
+                .iter()
+                .any(|(_, found)| *found == spelling),
             "not found: {spelling}"
         );
     }

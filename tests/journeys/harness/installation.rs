@@ -361,10 +361,11 @@ impl Api {
 #[track_caller]
 fn token(printed: &str) -> String {
     let mut words = printed.split(|letter: char| letter.is_whitespace() || "\"',".contains(letter));
-    words
+    let token = words
         .find(|word| word.starts_with("bk_"))
-        .expect("a token is printed")
-        .to_owned()
+        .expect("a token is printed");
+    super::secrets::remember(token);
+    token.to_owned()
 }
 
 /// Where `make images` puts the images.

@@ -18,3 +18,27 @@ pub(crate) fn random_text(prefix: &str) -> String {
 pub(crate) fn sha256_hex(value: impl AsRef<[u8]>) -> String {
     hex::encode(Sha256::digest(value))
 }
+
+/// What must never be found anywhere: every value and token of this run. The canary, last of all, looks for each.
+pub(crate) mod secrets {
+    use std::sync::Mutex;
+
+    static REMEMBERED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    /// Adds one.
+    pub(crate) fn remember(secret: &str) {
+        REMEMBERED.lock().unwrap().push(secret.to_owned());
+    }
+
+    /// All of them.
+    pub(crate) fn remembered() -> Vec<String> {
+        REMEMBERED.lock().unwrap().clone()
+    }
+}
+
+/// A value that nobody may find: [`random_text`], remembered for the canary.
+pub(crate) fn secret_text(prefix: &str) -> String {
+    let text = random_text(prefix);
+    secrets::remember(&text);
+    text
+}

@@ -1,0 +1,253 @@
+//! The canary: after everything else has run, no value, key or token of ours is anywhere that it must not be.
+//!
+//! Each place is proven before it is believed: what was planted there on purpose is found first, by the same search.
+
+mod keys;
+mod scan;
+
+use std::path::Path;
+
+use serde_json::json;
+
+use self::scan::Needles;
+use crate::harness::{
+    Installation, Journey, Namespace, Organization, Place, Program, eventually, kubectl,
+    random_text, secrets, sha256_hex,
+};
+
+pub(crate) fn journeys() -> Vec<Journey> {
+    vec![
+        Journey::alone(
+            "the_canary_finds_every_spelling_of_a_secret",
+            scan::every_spelling_of_a_secret_is_found,
+        ),
+        Journey::last(
+            "no_secret_is_in_the_api_or_in_our_logs",
+            nothing_in_the_api_or_the_logs,
+        ),
+        Journey::last("no_secret_is_on_a_disk", nothing_on_a_disk).inside(),
+    ]
+}
+
+/// A value that needs escaping in JSON and in URLs, so that each spelling is another text.
+fn awkward_value() -> String {
+    format!("{}\"{}/+&é", random_text("canary"), random_text("="))
+}
+
+/// What the canary does itself, so that every place has had its chance: a value is written, evaluated, and reaches a process;
+/// calls are refused.
+struct Walked {
+    value: String,
+    /// Planted on purpose, wherever a user's text goes.
+    marker: String,
+    organization: Organization,
+}
+
+#[track_caller]
+fn walk(namespace: &Namespace) -> Walked {
+    let installation = Installation::shared();
+    let organization = installation.organization(namespace);
+    namespace.apply_example("first-value/barekey.yaml");
+    namespace.wait_ready("bks/development");
+    let marker = random_text("marker");
+    let value = awkward_value();
+    secrets::remember(&value);
+    let api = installation.api();
+    api.set(&organization, "shop", "development", "DATABASE_URL", &value);
+    // The names of variables are no secrets: this one is planted in the database.
+    api.set(&organization, "shop", "development", &marker, "value");
+    let target = json!({"projectSlug": "shop", "stageSlug": "development", "name": "DATABASE_URL"});
+    let answer = api
+        .post("/v1/env/evaluate")
+        .bearer(&organization.owner)
+        .json(&target)
+        .send()
+        .ok();
+    assert!(
+        answer["value"] == value.as_str(),
+        "evaluate answers another value"
+    );
+    // Refused calls are logged with the id that the caller gave them.
+    api.post("/v1/env/evaluate")
+        .bearer(&organization.owner)
+        .header("x-request-id", &marker)
+        .json(&json!({"projectSlug": "shop", "stageSlug": "absent", "name": "DATABASE_URL"}))
+        .send()
+        .refused(404, "VARIABLE_NOT_FOUND");
+
+    namespace.apply_example("first-value/pod.yaml");
+    namespace.wait_phase("shop", "Succeeded");
+    assert_eq!(
+        namespace.logs("shop").split_whitespace().next(),
+        Some(sha256_hex(&value).as_str()),
+        "the process has another value"
+    );
+    Walked {
+        value,
+        marker,
+        organization,
+    }
+}
+
+/// Everything that must be nowhere: values and tokens of all journeys, the master key, and every key that it opens.
+fn needles() -> Needles {
+    let installation = Installation::shared();
+    let master_key = keys::decode(installation.master_key());
+    let mut all = vec![("the master key".to_owned(), master_key)];
+    for (number, secret) in secrets::remembered().into_iter().enumerate() {
+        all.push((format!("value or token {number}"), secret.into_bytes()));
+    }
+    if let Some(node) = Place::get().node() {
+        all.extend(keys::opened(
+            &node.join("volumes"),
+            installation.master_key(),
+        ));
+    }
+    Needles::new(
+        all.iter()
+            .map(|(label, secret)| (label.as_str(), secret.as_slice())),
+    )
+}
+
+fn nothing_in_the_api_or_the_logs(namespace: &Namespace) {
+    let walked = walk(namespace);
+    let installation = Installation::shared();
+    plant_in_the_api(namespace, &walked.marker);
+
+    let needles = needles();
+    let markers = Needles::new([("the marker", walked.marker.as_bytes())]);
+    let all = |what: &str| kubectl(["get", what, "--all-namespaces", "-o", "json"]);
+    let places: [(&str, Program); 8] = [
+        ("events", all("events")),
+        (
+            "resources and their status",
+            all("barekeyprojects,barekeystages"),
+        ),
+        ("pods", all("pods")),
+        ("config maps", all("configmaps")),
+        (
+            "workloads",
+            all("deployments,statefulsets,replicasets,daemonsets,jobs"),
+        ),
+        ("leases", all("leases")),
+        (
+            "the webhook configuration",
+            kubectl(["get", "mutatingwebhookconfigurations", "-o", "json"]),
+        ),
+        (
+            "the operator's log",
+            kubectl(["--namespace", installation.namespace(), "logs"]).args(installation.pods()),
+        ),
+    ];
+    for (place, program) in places {
+        let text = program.secret().succeed();
+        let planted = markers.within(text.as_bytes());
+        // Nothing of a user's own goes into the last three.
+        let takes_markers = !matches!(place, "workloads" | "leases" | "the webhook configuration");
+        assert!(
+            !planted.is_empty() || !takes_markers,
+            "the search does not find what was planted in {place}"
+        );
+        assert!(text.len() > 100, "{place} is empty");
+        let found = needles.within(text.as_bytes());
+        assert!(found.is_empty(), "in {place}: {found:?}");
+    }
+    assert!(
+        needles.within(walked.value.as_bytes()).len() == 1
+            && !needles
+                .within(walked.organization.owner.as_bytes())
+                .is_empty(),
+        "the search does not know what it looks for"
+    );
+}
+
+/// Puts the marker where a user's text goes in the API.
+#[track_caller]
+fn plant_in_the_api(namespace: &Namespace, marker: &str) {
+    namespace
+        .kubectl(["create", "configmap", "marker"])
+        .args([format!("--from-literal=marker={marker}")])
+        .succeed();
+    // Its condition names the organization that is not there.
+    namespace.apply(
+        json!({
+            "apiVersion": "barekey.dev/v1alpha1", "kind": "BarekeyProject",
+            "metadata": {"name": "marker"}, "spec": {"organization": marker},
+        })
+        .to_string(),
+    );
+    eventually("the marker in a condition", || {
+        namespace
+            .condition("bkp/marker", "Ready")
+            .filter(|condition| condition.message.contains(marker))
+            .map(|_| ())
+            .ok_or_else(|| "not there".to_owned())
+    });
+    namespace.apply(
+        json!({
+            "apiVersion": "v1", "kind": "Event", "metadata": {"name": "marker"},
+            "involvedObject": {"kind": "Namespace", "name": namespace.name()},
+            "reason": "Marker", "message": marker, "type": "Normal",
+        })
+        .to_string(),
+    );
+    namespace.apply(
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "marker"},
+            "spec": {
+                "restartPolicy": "Never",
+                "volumes": [{"name": "disk", "emptyDir": {}}],
+                "containers": [{
+                    "name": "marker", "image": "docker.io/library/busybox:stable",
+                    "command": ["sh", "-c", "echo $MARKER; echo $MARKER > /tmp/layer; echo $MARKER > /disk/marker; sleep 3600"],
+                    "env": [{"name": "MARKER", "value": marker}],
+                    "volumeMounts": [{"name": "disk", "mountPath": "/disk"}],
+                }],
+            },
+        })
+        .to_string(),
+    );
+    namespace.wait_pod("marker");
+}
+
+fn nothing_on_a_disk(namespace: &Namespace) {
+    let walked = walk(namespace);
+    plant_in_the_api(namespace, &walked.marker);
+    let node = Place::inside();
+
+    let markers = Needles::new([("the marker", walked.marker.as_bytes())]);
+    eventually("what was planted, in every place", || {
+        let found = markers.below(node).found;
+        let holds = |place: &str| found.keys().any(|path| path.contains(place));
+        for place in [
+            "/etcd/",
+            "/audit.jsonl",
+            "/containerd/",
+            "/pods/",
+            "/kubelet/",
+            "/volumes/",
+        ] {
+            if !holds(place) {
+                return Err(format!("not below {place}, but in {:?}", found.keys()));
+            }
+        }
+        Ok(())
+    });
+
+    let needles = needles();
+    let searched = needles.below(node);
+    println!(
+        "     searched {} files, {} MiB",
+        searched.files,
+        searched.bytes >> 20
+    );
+    assert!(
+        searched.found.is_empty(),
+        "on the disk: {:?}",
+        searched.found
+    );
+    // Nor did the tests write it beside the node.
+    let own = Needles::new([("the canary's value", walked.value.as_bytes())]);
+    let found = own.below(Path::new("/tmp")).found;
+    assert!(found.is_empty(), "the tests wrote it: {found:?}");
+}
