@@ -127,7 +127,7 @@ pub(crate) enum Database {
         /// Readers.
         readers: SqlitePool,
         /// For the writing connection.
-        write: SqliteConnectOptions,
+        write: Box<SqliteConnectOptions>,
         /// Held until the database is closed.
         lock: Mutex<Option<File>>,
     },
@@ -206,7 +206,7 @@ impl Database {
             .connect_lazy_with(common.read_only(true));
         Ok(Self::Sqlite {
             readers,
-            write,
+            write: Box::new(write),
             lock: Mutex::new(Some(lock)),
         })
     }

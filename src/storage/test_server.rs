@@ -3,7 +3,7 @@
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -34,15 +34,12 @@ fn as_postgres(program: &str) -> Command {
             "postgres",
             "--clear-groups",
         ])
-        // The server ends when the thread that started it does: that one lives as long as this process.
-        .args(["--pdeathsig", "QUIT"])
         .arg(Path::new(PROGRAMS).join(program))
         .env_remove("LC_ALL")
         .env("LANG", "C.UTF-8")
         .current_dir("/tmp")
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .process_group(0);
+        .stdout(Stdio::null());
     command
 }
 
@@ -92,25 +89,26 @@ fn start() -> String {
         .and_then(|listener| listener.local_addr())
         .unwrap()
         .port();
-    let socket = folder.clone();
-    std::thread::spawn(move || {
-        let mut server = as_postgres("postgres")
-            .arg("-D")
-            .arg(&data)
-            .args([
-                "-c",
-                &format!("port={port}"),
-                "-c",
-                "listen_addresses=127.0.0.1",
-            ])
-            .args(["-c", "max_connections=400", "-c", "shared_buffers=32MB"])
-            .arg("-c")
-            .arg(format!("unix_socket_directories={}", socket.display()))
-            .stderr(std::fs::File::create(socket.join("log")).unwrap())
-            .spawn()
-            .unwrap();
-        server.wait().unwrap();
-    });
+    // The shell reads what this process never writes: its end, however this process ends, is the server's.
+    let script = format!(
+        "exec 2>'{folder}/log'; setpriv --reuid postgres --regid postgres --clear-groups {PROGRAMS}/postgres -D '{data}' \
+         -c port={port} -c listen_addresses=127.0.0.1 -c max_connections=400 -c shared_buffers=32MB \
+         -c unix_socket_directories='{folder}' </dev/null & \
+         cat; kill -QUIT $!; wait; rm -rf '{folder}'",
+        folder = folder.display(),
+        data = data.display(),
+    );
+    let mut shell = Command::new("sh")
+        .args(["-c", &script])
+        .current_dir("/tmp")
+        .env("LANG", "C.UTF-8")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    static END: OnceLock<ChildStdin> = OnceLock::new();
+    END.set(shell.stdin.take().unwrap()).unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while !Command::new(Path::new(PROGRAMS).join("pg_isready"))
         .args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()])

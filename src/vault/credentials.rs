@@ -140,37 +140,44 @@ pub(crate) fn derive_row_seal(key: &TokenKey, row: &TokenRow) -> Vec<u8> {
     .to_vec()
 }
 
+/// What a new token is to be.
+pub(crate) struct Grant<'a> {
+    /// What people call it.
+    pub(crate) name: &'a str,
+    /// What it may do.
+    pub(crate) role: Role,
+    /// The project that it is cut to.
+    pub(crate) project: Option<ProjectId>,
+    /// The stage that it is cut to.
+    pub(crate) stage: Option<StageId>,
+    /// When it ends.
+    pub(crate) expires_at: Option<i64>,
+}
+
 /// Makes a token and stores what is needed to know it again. Audited.
-#[allow(
-    clippy::too_many_arguments,
-    reason = "each is a column or a proof of its own"
-)]
 pub(crate) async fn store_new_token(
     core: &Core,
     work: &mut Work,
     origin: &Origin,
     organization: &OrganizationRow,
-    name: &str,
-    role: Role,
-    (project, stage): (Option<ProjectId>, Option<StageId>),
-    expires_at: Option<i64>,
+    grant: Grant<'_>,
 ) -> Result<NewToken, storage::Error> {
     let token = make_api_token().map_err(no_random)?;
     let mut row = TokenRow {
         id: make_id("tok")?,
         organization: organization.id.clone(),
         organization_slug: organization.slug.clone(),
-        name: name.to_owned(),
-        role,
-        project,
-        stage,
+        name: grant.name.to_owned(),
+        role: grant.role,
+        project: grant.project,
+        stage: grant.stage,
         mac: core
             .token_key
             .derive_token_mac(token.reveal_text().unwrap_or_default())
             .to_vec(),
         seal: Vec::new(),
         created_at: work.now_ms,
-        expires_at,
+        expires_at: grant.expires_at,
         revoked_at: None,
         last_used_at: None,
         epoch: 1,
@@ -402,10 +409,13 @@ impl Change for CreateToken {
             work,
             &self.origin,
             &self.organization,
-            &request.name,
-            request.role,
-            (project, stage),
-            request.expires_at_ms,
+            Grant {
+                name: &request.name,
+                role: request.role,
+                project,
+                stage,
+                expires_at: request.expires_at_ms,
+            },
         )
         .await?;
         Ok(Verdict::Keep(Ok(token)))

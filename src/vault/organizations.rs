@@ -7,7 +7,7 @@ use crate::domain::audit::{Action, AuditEvent, Origin, Outcome};
 use crate::domain::names::{OrganizationId, OrganizationSlug};
 use crate::storage;
 use crate::storage::organizations::OrganizationRow;
-use crate::vault::credentials::{NewToken, administrator, store_new_token};
+use crate::vault::credentials::{Grant, NewToken, administrator, store_new_token};
 
 /// An organization.
 #[derive(Debug, Clone)]
@@ -118,10 +118,13 @@ impl Change for Bootstrap {
             work,
             &self.origin,
             &row,
-            &format!("owner of {}", self.slug),
-            Role::Owner,
-            (None, None),
-            None,
+            Grant {
+                name: &format!("owner of {}", self.slug),
+                role: Role::Owner,
+                project: None,
+                stage: None,
+                expires_at: None,
+            },
         )
         .await?;
         Ok(Verdict::Keep(Some((Organization::from(row), token))))

@@ -56,14 +56,27 @@ struct Request<'a> {
 }
 
 /// What a read comes to, before it is recorded.
-enum Judged {
-    /// To be recorded, and then answered.
-    Recorded {
-        event: AuditEvent,
-        answer: Result<Vec<Opened>, ReadError>,
-    },
-    /// Nothing that is recorded: a variable is not there, or of another type.
-    Unrecorded(ReadError),
+struct Judged {
+    /// What is to be recorded before the answer leaves; `None` where nothing is: a variable that is not there, or of
+    /// another type.
+    event: Option<AuditEvent>,
+    answer: Result<Vec<Opened>, ReadError>,
+}
+
+impl Judged {
+    fn recorded(event: AuditEvent, answer: Result<Vec<Opened>, ReadError>) -> Self {
+        Self {
+            event: Some(event),
+            answer,
+        }
+    }
+
+    fn unrecorded(error: ReadError) -> Self {
+        Self {
+            event: None,
+            answer: Err(error),
+        }
+    }
 }
 
 impl Request<'_> {
@@ -83,14 +96,14 @@ impl Request<'_> {
                         None => fetched.iter().find(|row| row.name == ask.name),
                     };
                     let Some(row) = row else {
-                        return Judged::Unrecorded(ReadError::NoVariable {
+                        return Judged::unrecorded(ReadError::NoVariable {
                             name: ask.name.clone(),
                         });
                     };
                     if let Some(expected) = ask.declared_type
                         && expected != row.declared_type
                     {
-                        return Judged::Unrecorded(ReadError::WrongType {
+                        return Judged::unrecorded(ReadError::WrongType {
                             name: row.name.clone(),
                             declared: row.declared_type,
                             expected,
@@ -120,23 +133,18 @@ impl Request<'_> {
                         Outcome::Refused,
                         "the envelope, or what stands beside it, was altered".to_owned(),
                     );
-                    return Judged::Recorded {
-                        event,
-                        answer: Err(ReadError::Altered { name }),
-                    };
+                    return Judged::recorded(event, Err(ReadError::Altered { name }));
                 }
             }
         }
         let names = opened.iter().map(|one| one.name.to_string()).collect();
-        Judged::Recorded {
-            event: self.event(
-                Action::VariablesRead,
-                names,
-                Outcome::Allowed,
-                String::new(),
-            ),
-            answer: Ok(opened),
-        }
+        let event = self.event(
+            Action::VariablesRead,
+            names,
+            Outcome::Allowed,
+            String::new(),
+        );
+        Judged::recorded(event, Ok(opened))
     }
 
     fn event(
@@ -158,10 +166,8 @@ impl Request<'_> {
     }
 
     fn refused(&self, refusal: Refusal) -> Judged {
-        Judged::Recorded {
-            event: refused_read(self.caller, self.origin, self.target, self.wanted, &refusal),
-            answer: Err(refusal.into()),
-        }
+        let event = refused_read(self.caller, self.origin, self.target, self.wanted, &refusal);
+        Judged::recorded(event, Err(refusal.into()))
     }
 
     /// The rows of a stage that memory does not hold.
@@ -337,14 +343,14 @@ impl Vault {
                 .await
                 .map_err(Unavailable::from)?
         };
-        let (event, answer) = match request.judge(core, &environment, &fetched) {
-            Judged::Recorded { event, answer } => (event, answer),
-            Judged::Unrecorded(_) if from_memory && core.database.is_shared() => {
+        let Judged { event, answer } = request.judge(core, &environment, &fetched);
+        let Some(event) = event else {
+            if from_memory && core.database.is_shared() {
                 // Another replica may have written it since.
                 core.cache.forget_stage(&environment.facts.stage);
                 return Ok(None);
             }
-            Judged::Unrecorded(error) => return Err(error),
+            return Ok(Some(answer));
         };
         let recording = Recording {
             events: vec![(Chain::Organization(token.organization.clone()), event)],
@@ -527,16 +533,15 @@ impl Change for ReadInGroup {
         let token_held = epochs
             .first()
             .is_some_and(|(_, epoch)| *epoch == self.token.epoch);
-        let judged = if token_held {
+        let Judged { event, answer } = if token_held {
             let environment = load_environment(&mut work.db, stage).await?;
             let fetched = request.fetch(&mut work.db, &environment).await?;
             request.judge(&self.core, &environment, &fetched)
         } else {
             request.refused(Refusal::CredentialEnded)
         };
-        let (event, answer) = match judged {
-            Judged::Recorded { event, answer } => (event, answer),
-            Judged::Unrecorded(error) => return Ok(Verdict::TakeBack(Some(Err(error)))),
+        let Some(event) = event else {
+            return Ok(Verdict::TakeBack(Some(answer)));
         };
         work.events.push((self.chain(), event));
         let now = work.now_ms;

@@ -241,6 +241,35 @@ async fn read(
     Ok(text(&opened[0].value).to_owned())
 }
 
+/// Limits the file of the writer's own connection, as a full volume does.
+struct LimitPages(i64);
+
+impl super::writer::Change for LimitPages {
+    type Answer = ();
+
+    fn chain(&self) -> super::records::Chain {
+        super::records::Chain::Installation
+    }
+
+    async fn run(
+        &self,
+        work: &mut super::writer::Work,
+    ) -> Result<super::writer::Verdict<()>, crate::storage::Error> {
+        let statement = match self.0 {
+            1 => "PRAGMA max_page_count = 1",
+            _ => "PRAGMA max_page_count = 1000000",
+        };
+        work.db.rows(statement, vec![]).await?;
+        Ok(super::writer::Verdict::Keep(()))
+    }
+}
+
+impl Vault {
+    async fn limit_pages(&self, pages: i64) {
+        self.0.queue.change(LimitPages(pages)).await.unwrap();
+    }
+}
+
 /// Every test of the list, once on each database.
 macro_rules! on_both_databases {
     ($($name:ident),+ $(,)?) => {
@@ -1743,20 +1772,9 @@ async fn a_database_that_takes_no_writes_is_unavailable_and_recovers(place: Plac
         .await
         .unwrap();
     let mut db = acme.intruder().await;
-    let (stop, go): (&[&'static str], &'static str) = if place.is_shared() {
-        (
-            &["ALTER TABLE audit_records RENAME TO away"],
-            "ALTER TABLE away RENAME TO audit_records",
-        )
-    } else {
-        (
-            &["ALTER TABLE audit_records RENAME TO away"],
-            "ALTER TABLE away RENAME TO audit_records",
-        )
-    };
-    for statement in stop {
-        db.execute(statement, vec![]).await.unwrap();
-    }
+    db.execute("ALTER TABLE audit_records RENAME TO away", vec![])
+        .await
+        .unwrap();
     assert!(matches!(
         acme.read("development", "A").await,
         Err(ReadError::Unavailable(_))
@@ -1765,7 +1783,9 @@ async fn a_database_that_takes_no_writes_is_unavailable_and_recovers(place: Plac
         acme.write("development", vec![entry("A", "y")]).await,
         Err(WriteError::Unavailable(_))
     ));
-    db.execute(go, vec![]).await.unwrap();
+    db.execute("ALTER TABLE away RENAME TO audit_records", vec![])
+        .await
+        .unwrap();
     assert_eq!(acme.read("development", "A").await.unwrap(), "x");
     acme.vault.check().await.unwrap();
     assert_eq!(acme.findings().await, Vec::<String>::new());
@@ -1809,6 +1829,61 @@ async fn a_second_process_on_one_sqlite_file_is_refused_by_name() {
     vault.close().await;
     drop(vault);
     place.open().await;
+}
+
+#[tokio::test]
+async fn a_full_sqlite_file_is_unavailable_leaves_nothing_half_done_and_recovers() {
+    let place = Place::sqlite();
+    let acme = Acme::on(&place).await;
+    acme.write("development", vec![entry("A", "x")])
+        .await
+        .unwrap();
+    // The limit holds for the connection that writes.
+    acme.vault.limit_pages(1).await;
+    let value = "v".repeat(1024);
+    let many = (0..200)
+        .map(|at| entry(&format!("V{at}"), &value))
+        .collect();
+    let refused = acme.write("development", many).await;
+    assert!(
+        matches!(refused, Err(WriteError::Unavailable(_))),
+        "{refused:?}"
+    );
+    assert_eq!(
+        acme.vault
+            .list(&acme.owner, &target("shop", "development"))
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+    acme.vault.limit_pages(1_000_000).await;
+    let many = (0..200)
+        .map(|at| entry(&format!("V{at}"), &value))
+        .collect();
+    acme.write("development", many).await.unwrap();
+    assert_eq!(acme.read("development", "A").await.unwrap(), "x");
+    assert_eq!(acme.findings().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_sqlite_file_that_another_program_holds_is_unavailable_and_recovers() {
+    let place = Place::sqlite();
+    let acme = Acme::on(&place).await;
+    acme.write("development", vec![entry("A", "x")])
+        .await
+        .unwrap();
+    // Another program holds the file's write lock for longer than a writer waits.
+    let mut db = acme.intruder().await;
+    db.begin().await.unwrap();
+    assert!(matches!(
+        acme.read("development", "A").await,
+        Err(ReadError::Unavailable(_))
+    ));
+    assert!(acme.vault.check().await.is_err());
+    db.roll_back().await.unwrap();
+    assert_eq!(acme.read("development", "A").await.unwrap(), "x");
+    acme.vault.check().await.unwrap();
 }
 
 #[tokio::test]

@@ -633,10 +633,10 @@ async fn count(
         if let Some((organization, token)) = &recording.used {
             used.insert((organization, token));
         }
-        if let Some(usage) = &recording.usage {
-            if is_counted(&mut work.db, usage, work.now_ms).await? {
-                *units.entry(&usage.organization).or_default() += usage.units;
-            }
+        if let Some(usage) = &recording.usage
+            && is_counted(&mut work.db, usage, work.now_ms).await?
+        {
+            *units.entry(&usage.organization).or_default() += usage.units;
         }
     }
     for (organization, token) in used {
