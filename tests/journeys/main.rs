@@ -25,6 +25,7 @@ mod injection_values;
 mod kube_certificates;
 mod kube_identity;
 mod kube_resources;
+mod vault_alone;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
             kube_resources::journeys(),
             kube_identity::journeys(),
             kube_certificates::journeys(),
+            vault_alone::journeys(),
         ]
         .into_iter()
         .flatten()
