@@ -126,6 +126,13 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let text = std::str::from_utf8(bytes)
         .map_err(|_| ApiError::new(Code::InvalidJson, "the body is not UTF-8"))?;
     serde_json::from_str::<IgnoredAny>(text).map_err(|error| not_json(&error))?;
+    // The parser would take an array for an object, its items for the fields in order.
+    if !text.trim_start().starts_with('{') {
+        return Err(ApiError::new(
+            Code::InvalidRequest,
+            "the body is not a JSON object; GET /openapi.json describes it",
+        ));
+    }
     serde_json::from_str(text).map_err(|error| {
         if !error.is_data() {
             return not_json(&error);
@@ -368,7 +375,13 @@ mod tests {
         // Wrong shape in front of what is no JSON is still no JSON.
         let error = parse::<WriteRequest>(b"{\"projectSlug\": 5, oops").unwrap_err();
         assert_eq!(error.code(), Code::InvalidJson);
-        for text in ["[]", "{}", "null", "{\"projectSlug\": 5}"] {
+        for text in [
+            "[]",
+            "{}",
+            "null",
+            "{\"projectSlug\": 5}",
+            "[null,\"a\",\"b\",\"upsert\"]",
+        ] {
             let error = parse::<WriteRequest>(text.as_bytes()).unwrap_err();
             assert_eq!(error.code(), Code::InvalidRequest, "{text:?}");
         }

@@ -170,12 +170,6 @@ async fn run(settings: ServeSettings) -> anyhow::Result<()> {
     let api_listener = Listener::bind(settings.listen)?;
     let probe_listener = Listener::bind(settings.probe_listen)?;
     let socket = admin::socket::Socket::bind(&settings.admin_socket).await?;
-    tracing::info!(
-        api = %api_listener.address(),
-        probes = %probe_listener.address(),
-        admin = %settings.admin_socket.display(),
-        "listening"
-    );
 
     let mut router = api::router(vault.clone(), ApiSettings { metrics });
     let mut all_ready = vec![ready];
@@ -219,6 +213,13 @@ async fn run(settings: ServeSettings) -> anyhow::Result<()> {
         (Wire::Made, None) => anyhow::bail!("there is no certificate to serve with"),
     };
     let probes = api::probes(vault.clone(), all_ready, Arc::new(registry));
+
+    tracing::info!(
+        api = %api_listener.address(),
+        probes = %probe_listener.address(),
+        admin = %settings.admin_socket.display(),
+        "listening"
+    );
 
     let serving = api_listener.serve(router, transport, stop.clone());
     tasks.spawn(async move { ("API", serving.await.map_err(Into::into)) });

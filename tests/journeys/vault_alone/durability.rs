@@ -1,0 +1,96 @@
+//! What was acknowledged is there, and what is under way is answered.
+
+use std::io::Write;
+
+use serde_json::json;
+
+use super::database::Engine;
+use super::http;
+use super::server::{STAGING, Shop, make_value};
+
+pub(crate) fn an_acknowledged_write_survives_a_kill(engine: Engine) {
+    let Shop {
+        place,
+        mut server,
+        owner,
+    } = Shop::open(engine);
+    for round in 0..3 {
+        let value = make_value();
+        let name = format!("ROUND_{round}");
+        server.write(&owner, STAGING, &[(&name, &value)]);
+        server.kill();
+        server = place.serve();
+        assert_eq!(server.value(&owner, STAGING, &name), value);
+    }
+    // Killed in the middle of many writes: each one that was acknowledged is there, and the trail is whole.
+    let acknowledged = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..4)
+            .map(|writer| {
+                let (server, owner) = (&server, &owner);
+                scope.spawn(move || {
+                    let mut acknowledged = Vec::new();
+                    for count in 0..10_000 {
+                        let name = format!("W{writer}_{count}");
+                        let body = json!({"projectSlug": "shop", "stageSlug": "staging", "mode": "upsert",
+                            "entries": [{"name": name, "kind": "secret", "value": name}]});
+                        let bearer = format!("Bearer {owner}");
+                        let request = http::request("POST", "/v1/env/write", &[("authorization", &bearer)], body.to_string().as_bytes());
+                        match http::try_exchange(server.api, &request) {
+                            Some(answer) if answer.status == 200 => acknowledged.push(name),
+                            _ => break,
+                        }
+                    }
+                    acknowledged
+                })
+            })
+            .collect();
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        server.signal("KILL");
+        writers
+            .into_iter()
+            .flat_map(|writer| writer.join().unwrap())
+            .collect::<Vec<_>>()
+    });
+    assert!(acknowledged.len() > 4, "{acknowledged:?}");
+    server.ended();
+    let server = place.serve();
+    let (_, values) = server.snapshot(&owner, STAGING);
+    for name in &acknowledged {
+        assert_eq!(values[name], json!(name));
+    }
+    assert_eq!(place.admin(&["audit", "verify"]).status.code(), Some(0));
+}
+
+pub(crate) fn a_stop_answers_what_is_under_way(engine: Engine) {
+    let Shop {
+        place,
+        mut server,
+        owner,
+    } = Shop::open(engine);
+    let body = json!({"projectSlug": "shop", "stageSlug": "staging", "mode": "upsert",
+        "entries": [{"name": "LATE", "kind": "secret", "value": "but there"}]});
+    let request = http::request(
+        "POST",
+        "/v1/env/write",
+        &[("authorization", &format!("Bearer {owner}"))],
+        body.to_string().as_bytes(),
+    );
+    let (first, rest) = request.split_at(request.len() - 10);
+    let mut stream = http::connect(server.api);
+    stream.write_all(first).unwrap();
+    // Its head must have arrived before the stop.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    server.signal("TERM");
+    server.wait_until("the stop", |server| server.logged("stopping").is_some());
+    stream.write_all(rest).unwrap();
+    http::read(&mut stream).success();
+    assert_eq!(server.ended().code(), Some(0), "{}", server.log());
+    assert!(server.logged("stopped").is_some());
+    assert!(!place.socket.exists(), "the admin socket is left behind");
+    drop(server);
+    let server = place.serve();
+    assert_eq!(server.value(&owner, STAGING, "LATE"), "but there");
+    server.signal("INT");
+    let mut server = server;
+    assert_eq!(server.ended().code(), Some(0));
+}
