@@ -232,8 +232,9 @@ where
     loop {
         let page = match all.list_metadata(&params).await {
             Ok(page) => page,
-            // The definitions are gone, and the objects with them.
-            Err(kube::Error::Api(status)) if status.is_not_found() => return Ok((0, 0)),
+            // The definitions are gone, and the objects with them. Where the whole group is gone, the API server answers a
+            // plain page, which has no reason.
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok((0, 0)),
             Err(source) => return Err(UninstallError::List { kind, source }),
         };
         let next = page.metadata.continue_.clone().unwrap_or_default();

@@ -113,8 +113,8 @@ fn the_operators_token_gains_nothing_else(namespace: &Namespace) {
             &stage,
         ),
         (
-            "delete stages",
-            &["delete", "barekeystages", "--all", "-n", name],
+            "delete a stage",
+            &["delete", "barekeystage", "development", "-n", name],
             "",
         ),
         (
@@ -263,9 +263,11 @@ fn the_operator_changes_the_ca_alone(_: &Namespace) {
 
 fn a_pod_in_an_exempt_namespace_is_warned_about(_: &Namespace) {
     let installation = Installation::shared();
+    let mut asking = plain("exempt");
+    asking["metadata"]["annotations"] = json!({"barekey.dev/stage": "shop/development"});
     for namespace in ["kube-system", installation.namespace()] {
         let output = kubectl(["create", "--dry-run=server", "-n", namespace, "-f", "-"])
-            .stdin(annotated("exempt", "development").to_string())
+            .stdin(asking.to_string())
             .output();
         assert!(output.status.success(), "{output}");
         for word in ["Warning:", "barekey-exempt", "not injected"] {
@@ -383,6 +385,7 @@ fn other_pods_do_not_wait(namespace: &Namespace) {
         .succeed();
 
     // What concerns us is refused meanwhile.
+    namespace.make_service_account("shop");
     let mut written = plain("written-by-hand");
     written["spec"]["containers"][0]["env"] = json!([{"name": "BAREKEY_ALLOWANCE", "value": "{}"}]);
     let mut token = plain("token");

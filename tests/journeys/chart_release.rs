@@ -54,12 +54,7 @@ fn a_second_release_is_refused(namespace: &Namespace) {
             .contains("release barekey in namespace barekey is installed here already"),
         "{refusal}"
     );
-    assert!(
-        helm(["list", "--all", "--namespace", namespace.name(), "--short"])
-            .succeed()
-            .trim()
-            .is_empty()
-    );
+    helm(["status", "second", "--namespace", namespace.name()]).fail();
 }
 
 fn values_outlive_a_release(namespace: &Namespace) {
