@@ -11,6 +11,7 @@ SHELL := /bin/bash
 .PHONY: demo test lint bench images programs
 
 NODE := tests/cluster/node
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/barekey
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
@@ -38,7 +39,8 @@ lint: programs $(DENY)
 	$(DENY) --offline check licenses bans sources
 
 bench:
-	cargo bench --locked
+	cargo rustc --locked --profile agent --no-default-features --features agent --bin barekey -- -C target-feature=+crt-static
+	BAREKEY_BENCH_AGENT=$(TARGET)/agent/barekey cargo bench --locked -- $(BENCH)
 
 images:
 	tests/cluster/images

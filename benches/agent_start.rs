@@ -155,7 +155,14 @@ async fn serve(pod: &Arc<OnePod>, key: &str, folder: &std::path::Path) -> (Stage
     .await
     .unwrap();
     let address = free_address();
-    let router = barekey::api::router(vault, barekey::api::ApiSettings::default());
+    let router = barekey::api::router(
+        vault,
+        barekey::api::ApiSettings {
+            metrics: barekey::api::metrics::HttpMetrics::register(
+                &mut prometheus_client::registry::Registry::default(),
+            ),
+        },
+    );
     tokio::spawn(
         axum_server::bind_rustls(address, tls)
             .map(|acceptor| acceptor.acceptor(axum_server::accept::NoDelayAcceptor::new()))
