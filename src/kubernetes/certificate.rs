@@ -8,6 +8,10 @@
 //! it read back from the live configuration. That holds readiness back only until it first succeeds, and not at all where
 //! there is no configuration; later faults are a metric, an event and a line in the log.
 
+mod leaf;
+#[cfg(test)]
+mod tests;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,35 +20,25 @@ use arc_swap::ArcSwap;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
-};
+use rcgen::SanType;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use serde_json::json;
-use time::OffsetDateTime;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
-use crate::domain::plaintext::Plaintext;
+pub use self::leaf::{AuthorityCertificate, CertificateError};
+use self::leaf::{Leaf, authority, leaf_names, make_leaf};
 use crate::kubernetes::events::{Events, Message, Severity};
 use crate::kubernetes::metrics::Metrics;
 use crate::kubernetes::{FIELD_MANAGER, KubernetesSettings, chain};
-use crate::vault::authority::{Authority, AuthorityError, certificate_id};
 use crate::vault::{Clock, Vault};
 
-/// How long the CA lasts.
-const AUTHORITY_LASTS_DAYS: i64 = 3653;
-/// How long a leaf lasts.
-const LEAF_LASTS_MS: i64 = 24 * 60 * 60 * 1000;
-/// How long before now a certificate begins, for clocks that are behind.
-const BEGINS_BEFORE_MS: i64 = 60 * 60 * 1000;
 /// How often the live configuration is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// The same, until this process is ready.
@@ -53,61 +47,6 @@ const LOOK_EVERY_UNTIL_READY: Duration = Duration::from_millis(500);
 const ABSENT_FOR: Duration = Duration::from_secs(10);
 /// How long one request or handshake may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
-const DAY_MS: i64 = 24 * 60 * 60 * 1000;
-
-/// Why there is no certificate.
-#[derive(Debug, thiserror::Error)]
-pub enum CertificateError {
-    /// The CA could not be read or stored.
-    #[error("the certificate authority cannot be had from the vault")]
-    Authority(#[source] AuthorityError),
-    /// The stored CA is no certificate and key.
-    #[error("the stored certificate authority cannot be read")]
-    Malformed(#[source] rcgen::Error),
-    /// The stored CA's certificate is no PEM.
-    #[error("the stored certificate of the authority cannot be read")]
-    MalformedPem(#[source] rustls::pki_types::pem::Error),
-    /// A certificate could not be made.
-    #[error("a certificate cannot be made")]
-    Make(#[source] rcgen::Error),
-    /// The new leaf's key does not fit.
-    #[error("the new certificate cannot be served")]
-    Serve(#[source] rustls::Error),
-    /// The clock says a time that no certificate can have.
-    #[error("the clock says a time that no certificate can have")]
-    Time(#[source] time::error::ComponentRange),
-}
-
-/// The certificate that pods and the API server trust.
-#[derive(Debug, Clone)]
-pub struct AuthorityCertificate {
-    /// The certificate, PEM.
-    pub pem: String,
-    /// The certificate, DER.
-    pub der: Vec<u8>,
-    /// The first 16 hex digits of the SHA-256 of the DER.
-    pub id: String,
-}
-
-impl AuthorityCertificate {
-    fn parse(pem: &str) -> Result<Self, CertificateError> {
-        let der = CertificateDer::from_pem_slice(pem.as_bytes())
-            .map_err(CertificateError::MalformedPem)?;
-        let id = certificate_id(&der);
-        Ok(Self {
-            pem: pem.to_owned(),
-            der: der.to_vec(),
-            id,
-        })
-    }
-}
-
-/// A leaf, and when to renew it.
-struct Leaf {
-    key: Arc<CertifiedKey>,
-    renew_at_ms: i64,
-    ends_at_ms: i64,
-}
 
 /// Gives whoever connects the current leaf.
 struct CurrentLeaf(ArcSwap<CertifiedKey>);
@@ -443,246 +382,4 @@ fn own_address(listen: SocketAddr) -> SocketAddr {
         ip => ip,
     };
     SocketAddr::new(ip, listen.port())
-}
-
-fn instant(ms: i64) -> Result<OffsetDateTime, CertificateError> {
-    OffsetDateTime::from_unix_timestamp(ms.div_euclid(1000)).map_err(CertificateError::Time)
-}
-
-/// The stored CA; the first time, a new one. Of several processes that start at once, all get the same.
-async fn authority(vault: &Vault, now_ms: i64) -> Result<Authority, CertificateError> {
-    let stored = vault
-        .stored_authority()
-        .await
-        .map_err(CertificateError::Authority)?;
-    match stored {
-        Some(authority) => Ok(authority),
-        None => vault
-            .authority(make_authority(now_ms)?)
-            .await
-            .map_err(CertificateError::Authority),
-    }
-}
-
-fn make_authority(now_ms: i64) -> Result<Authority, CertificateError> {
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CertificateError::Make)?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = named("barekey authority");
-    params.not_before = instant(now_ms - BEGINS_BEFORE_MS)?;
-    params.not_after = instant(now_ms + AUTHORITY_LASTS_DAYS * DAY_MS)?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let certificate = params.self_signed(&key).map_err(CertificateError::Make)?;
-    Ok(Authority {
-        certificate_pem: certificate.pem(),
-        key_pem: Plaintext::from(key.serialize_pem()),
-    })
-}
-
-fn leaf_names(settings: &KubernetesSettings) -> Result<Vec<SanType>, CertificateError> {
-    let service = &settings.service_name;
-    let namespace = &settings.namespace;
-    let mut names = Vec::new();
-    for name in [
-        format!("{service}.{namespace}.svc"),
-        service.clone(),
-        format!("{service}.{namespace}"),
-        format!("{service}.{namespace}.svc.cluster.local"),
-        "localhost".to_owned(),
-    ] {
-        names.push(SanType::DnsName(
-            name.try_into().map_err(CertificateError::Make)?,
-        ));
-    }
-    names.push(SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)));
-    names.push(SanType::IpAddress(IpAddr::V6(Ipv6Addr::LOCALHOST)));
-    Ok(names)
-}
-
-fn make_leaf(
-    authority: &Authority,
-    names: &[SanType],
-    now_ms: i64,
-) -> Result<Leaf, CertificateError> {
-    let authority_key = KeyPair::from_pem(authority.key_pem.reveal_text().unwrap_or_default())
-        .map_err(CertificateError::Malformed)?;
-    let issuer = Issuer::from_ca_cert_pem(&authority.certificate_pem, authority_key)
-        .map_err(CertificateError::Malformed)?;
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CertificateError::Make)?;
-    let ends_at_ms = now_ms + LEAF_LASTS_MS;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = named("barekey");
-    params.subject_alt_names = names.to_vec();
-    params.not_before = instant(now_ms - BEGINS_BEFORE_MS)?;
-    params.not_after = instant(ends_at_ms)?;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    params.use_authority_key_identifier_extension = true;
-    let certificate = params
-        .signed_by(&key, &issuer)
-        .map_err(CertificateError::Make)?;
-    let certified = CertifiedKey::from_der(
-        vec![certificate.der().clone()],
-        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
-        &rustls::crypto::aws_lc_rs::default_provider(),
-    )
-    .map_err(CertificateError::Serve)?;
-    Ok(Leaf {
-        key: Arc::new(certified),
-        renew_at_ms: now_ms + LEAF_LASTS_MS / 3 * 2,
-        ends_at_ms,
-    })
-}
-
-fn named(common_name: &str) -> DistinguishedName {
-    let mut name = DistinguishedName::new();
-    name.push(DnType::CommonName, common_name);
-    name
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kubernetes::{AgentDelivery, AgentDeliverySettings};
-    use tokio_rustls::TlsAcceptor;
-
-    const NOW_MS: i64 = 1_795_000_000_000;
-
-    fn settings() -> KubernetesSettings {
-        KubernetesSettings {
-            namespace: "barekey".parse().unwrap(),
-            pod_name: "barekey-0".to_owned(),
-            service_name: "barekey".to_owned(),
-            service_port: 443,
-            webhook_configuration: "barekey".to_owned(),
-            lease: "barekey".to_owned(),
-            organizations: crate::kubernetes::Organizations::default(),
-            agent: AgentDeliverySettings {
-                image: "docker.io/barekey/agent:0.1.0".to_owned(),
-                image_pull_policy: None,
-                image_pull_secrets: Vec::new(),
-                delivery: AgentDelivery::Init,
-            },
-            listen: "0.0.0.0:10250".parse().unwrap(),
-        }
-    }
-
-    fn now_ms() -> i64 {
-        i64::try_from(
-            std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .unwrap()
-                .as_millis(),
-        )
-        .unwrap()
-    }
-
-    /// A listener that serves one leaf, and its address.
-    async fn serve(leaf: Leaf) -> SocketAddr {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(CurrentLeaf(ArcSwap::new(leaf.key))));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            let acceptor = TlsAcceptor::from(Arc::new(config));
-            while let Ok((stream, _)) = listener.accept().await {
-                // The client of this test decides what counts.
-                drop(acceptor.accept(stream).await);
-            }
-        });
-        address
-    }
-
-    #[tokio::test]
-    async fn a_leaf_verifies_against_its_authority_under_each_of_its_names() {
-        let authority = make_authority(now_ms()).unwrap();
-        let names = leaf_names(&settings()).unwrap();
-        let address = serve(make_leaf(&authority, &names, now_ms()).unwrap()).await;
-        for name in [
-            "barekey",
-            "barekey.barekey",
-            "barekey.barekey.svc",
-            "barekey.barekey.svc.cluster.local",
-            "localhost",
-            "127.0.0.1",
-            "::1",
-        ] {
-            let verified = handshake(address, name, authority.certificate_pem.as_bytes()).await;
-            assert_eq!(verified, Ok(()), "{name}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_leaf_does_not_verify_under_another_name_or_against_another_authority() {
-        let authority = make_authority(now_ms()).unwrap();
-        let other = make_authority(now_ms()).unwrap();
-        let names = leaf_names(&settings()).unwrap();
-        let address = serve(make_leaf(&authority, &names, now_ms()).unwrap()).await;
-        let bundle = authority.certificate_pem.as_bytes();
-        assert!(
-            handshake(address, "other.barekey.svc", bundle)
-                .await
-                .is_err()
-        );
-        let other = other.certificate_pem.as_bytes();
-        assert!(
-            handshake(address, "barekey.barekey.svc", other)
-                .await
-                .is_err()
-        );
-        assert!(
-            handshake(address, "barekey.barekey.svc", b"")
-                .await
-                .is_err()
-        );
-    }
-
-    #[tokio::test]
-    async fn a_leaf_that_ended_does_not_verify() {
-        let authority = make_authority(now_ms()).unwrap();
-        let names = leaf_names(&settings()).unwrap();
-        let past = now_ms() - LEAF_LASTS_MS - 1000;
-        let address = serve(make_leaf(&authority, &names, past).unwrap()).await;
-        let bundle = authority.certificate_pem.as_bytes();
-        assert!(
-            handshake(address, "barekey.barekey.svc", bundle)
-                .await
-                .is_err()
-        );
-    }
-
-    #[test]
-    fn a_leaf_lasts_a_day_and_is_renewed_at_two_thirds_of_it() {
-        let authority = make_authority(NOW_MS).unwrap();
-        let leaf = make_leaf(&authority, &leaf_names(&settings()).unwrap(), NOW_MS).unwrap();
-        assert_eq!(leaf.ends_at_ms, NOW_MS + 24 * 3600 * 1000);
-        assert_eq!(leaf.renew_at_ms, NOW_MS + 16 * 3600 * 1000);
-    }
-
-    #[test]
-    fn an_authority_lasts_ten_years_signs_leaves_alone_and_has_a_stable_id() {
-        let authority = make_authority(NOW_MS).unwrap();
-        let certificate = AuthorityCertificate::parse(&authority.certificate_pem).unwrap();
-        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate.der).unwrap();
-        let days = (parsed.validity().not_after.timestamp() - NOW_MS / 1000) / 86400;
-        assert_eq!(days, 3653);
-        let constraints = parsed.basic_constraints().unwrap().unwrap().value;
-        assert!(constraints.ca);
-        assert_eq!(constraints.path_len_constraint, Some(0));
-        assert_eq!(certificate.id.len(), 16);
-        let again = AuthorityCertificate::parse(&authority.certificate_pem).unwrap();
-        assert_eq!(certificate.id, again.id);
-    }
-
-    #[test]
-    fn a_listener_on_every_address_is_tried_on_the_loopback() {
-        let tried = |listen: &str| own_address(listen.parse().unwrap()).to_string();
-        assert_eq!(tried("0.0.0.0:10250"), "127.0.0.1:10250");
-        assert_eq!(tried("[::]:10250"), "[::1]:10250");
-        assert_eq!(tried("10.0.0.1:1"), "10.0.0.1:1");
-    }
 }

@@ -9,56 +9,38 @@
 //! entries with a complete list of what exists: after each change of leadership, and regularly. Ending and declaring exclude
 //! each other, so that a stage that is deleted and applied again at once keeps what the new one says.
 
-use std::collections::{BTreeSet, HashMap};
-use std::fmt::Debug;
+mod access;
+mod telling;
+
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::ObjectReference;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ListParams, Patch, PatchParams};
 use kube::runtime::controller::{Action, Config, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::{Controller as Runtime, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::json;
 use tokio::sync::{RwLock, watch};
 use tokio::time::Instant;
 
 use crate::domain::names::{NameError, Namespace, ObjectName};
-use crate::kubernetes::events::{Events, Message, Severity};
+use crate::kubernetes::events::Events;
 use crate::kubernetes::metrics::{Kind, Metrics, ReconcileLabels, ReconcileOutcome};
-use crate::kubernetes::plan::{
-    self, Answer, FinalizerChange, Finding, Outlook, ProjectPlan, Reason, StagePath, StagePlan,
-};
-use crate::kubernetes::resources::{BarekeyProject, BarekeyStage, FINALIZER};
-use crate::kubernetes::{FIELD_MANAGER, KubernetesSettings, chain};
-use crate::vault::declarations::{DeclareError, Deletion, StageOwner};
+use crate::kubernetes::plan::{self, Answer, Finding, ProjectPlan, StagePath, StagePlan};
+use crate::kubernetes::resources::{BarekeyProject, BarekeyStage};
+use crate::kubernetes::{KubernetesSettings, chain};
+use crate::vault::declarations::{DeclareError, Deletion};
 use crate::vault::{Clock, Unavailable, Vault};
 
 /// How many resources of one kind are reconciled at once.
 const CONCURRENCY: u16 = 8;
-/// How long after its last look a resource that is ready is looked at again: its revision and its number of variables change
-/// without any event in the cluster.
-const RESYNC: Duration = Duration::from_secs(20);
-/// How long after its last look a resource that waits for something is looked at again.
-const WAITING_LOOK: Duration = Duration::from_secs(4);
-/// How long after its last look a resource that somebody must change is looked at again: what stands in its way may go.
-const STUCK_LOOK: Duration = Duration::from_secs(10);
-/// The least time between two writes of one status.
-const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// The first pause after a failure; it doubles.
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 /// The longest pause after a failure.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
-/// How often the sweep runs.
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
-/// How many objects one page of a list has.
-const PAGE: u32 = 500;
 /// How long one request to the API server may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -241,7 +223,11 @@ impl Controller {
                     }
                 }
             });
-        tokio::join!(projects, stages, sweep(context, self.leads, shutdown));
+        tokio::join!(
+            projects,
+            stages,
+            access::sweep(context, self.leads, shutdown)
+        );
     }
 }
 
@@ -554,272 +540,6 @@ impl Context {
                 source,
             })
     }
-
-    /// Sets or takes away our finalizer, if the resource is still as it was read.
-    async fn change_finalizer<K>(
-        &self,
-        object: &K,
-        change: FinalizerChange,
-    ) -> Result<(), ReconcileError>
-    where
-        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
-            + Clone
-            + Debug
-            + DeserializeOwned,
-    {
-        let mut finalizers = object.finalizers().to_vec();
-        match change {
-            FinalizerChange::Keep => return Ok(()),
-            FinalizerChange::Add => finalizers.push(FINALIZER.to_owned()),
-            FinalizerChange::Remove => finalizers.retain(|finalizer| finalizer != FINALIZER),
-        }
-        let name = object.name_any();
-        let api: Api<K> =
-            Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
-        // The resource version keeps finalizers of others that came meanwhile.
-        let patch = json!({"metadata": {
-            "uid": object.uid(),
-            "resourceVersion": object.resource_version(),
-            "finalizers": finalizers,
-        }});
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
-        match timed(api.patch(&name, &params, &Patch::Merge(patch))).await {
-            Ok(_) => Ok(()),
-            Err(RequestError::Api(kube::Error::Api(status)))
-                if status.is_not_found() && change == FinalizerChange::Remove =>
-            {
-                Ok(())
-            }
-            Err(source) => Err(ReconcileError::Finalizer { name, source }),
-        }
-    }
-
-    /// Takes our finalizer away, so that the resource goes.
-    async fn release<K>(&self, object: &K) -> Result<Action, ReconcileError>
-    where
-        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
-            + Clone
-            + Debug
-            + DeserializeOwned,
-    {
-        self.change_finalizer(object, FinalizerChange::Remove)
-            .await?;
-        Ok(self.gone(object))
-    }
-
-    fn gone<K: Resource<DynamicType = ()>>(&self, object: &K) -> Action {
-        self.count(kind_of::<K>(), ReconcileOutcome::Gone);
-        self.paces().remove(&key(object));
-        Action::await_change()
-    }
-
-    /// Writes the status if it differs, tells a new reason as an event, and says when to look again.
-    async fn tell<K>(
-        &self,
-        object: &K,
-        before: Option<&[Condition]>,
-        status: Option<&impl Serialize>,
-        finding: &Finding,
-    ) -> Result<Action, ReconcileError>
-    where
-        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
-            + Clone
-            + Debug
-            + DeserializeOwned,
-    {
-        let key = key(object);
-        if let Some(status) = status {
-            let written = self.paces().get(&key).and_then(|pace| pace.status_written);
-            if let Some(left) = written.and_then(|at| STATUS_EVERY.checked_sub(at.elapsed())) {
-                return Ok(Action::requeue(left + Duration::from_millis(10)));
-            }
-            self.write_status(object, status).await?;
-            self.paces().entry(key.clone()).or_default().status_written = Some(Instant::now());
-            let reason = finding.reason.as_str();
-            let told = before
-                .into_iter()
-                .flatten()
-                .any(|condition| condition.type_ == "Ready" && condition.reason == reason);
-            if !told {
-                self.tell_event(object, finding).await;
-            }
-        }
-        self.count(kind_of::<K>(), ReconcileOutcome::Found(finding.reason));
-        if finding.reason == Reason::StorageUnavailable {
-            return Ok(Action::requeue(self.backoff(&key)));
-        }
-        self.paces().entry(key).or_default().failures = 0;
-        Ok(Action::requeue(match finding.reason.outlook() {
-            Outlook::Settled => RESYNC,
-            Outlook::Waiting => WAITING_LOOK,
-            Outlook::Stuck => STUCK_LOOK,
-        }))
-    }
-
-    async fn write_status<K>(
-        &self,
-        object: &K,
-        status: &impl Serialize,
-    ) -> Result<(), ReconcileError>
-    where
-        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
-            + Clone
-            + Debug
-            + DeserializeOwned,
-    {
-        let name = object.name_any();
-        let api: Api<K> =
-            Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
-        let patch = json!({
-            "apiVersion": K::api_version(&()),
-            "kind": K::kind(&()),
-            "metadata": {"name": name, "uid": object.uid()},
-            "status": status,
-        });
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        match timed(api.patch_status(&name, &params, &Patch::Apply(patch))).await {
-            Ok(_) => Ok(()),
-            // It went meanwhile; there is nobody left to tell.
-            Err(RequestError::Api(kube::Error::Api(status))) if status.is_not_found() => Ok(()),
-            Err(source) => Err(ReconcileError::Status { name, source }),
-        }
-    }
-
-    async fn tell_event<K: Resource<DynamicType = ()>>(&self, object: &K, finding: &Finding) {
-        let message = Message {
-            severity: if finding.reason == Reason::Ready {
-                Severity::Normal
-            } else {
-                Severity::Warning
-            },
-            reason: finding.reason.as_str(),
-            action: "Reconcile",
-            note: &finding.message,
-        };
-        let about: ObjectReference = object.object_ref(&());
-        tracing::info!(
-            kind = K::kind(&()).as_ref(),
-            namespace = about.namespace.as_deref().unwrap_or_default(),
-            name = about.name.as_deref().unwrap_or_default(),
-            reason = finding.reason.as_str(),
-            "a resource changed its condition"
-        );
-        self.events.tell(about, message).await;
-    }
-
-    /// A BarekeyStage is gone, as far as the watch knows.
-    async fn ended(&self, namespace: &str, name: &str) {
-        self.paces()
-            .remove(&key_of(&BarekeyStage::kind(&()), namespace, name));
-        if !*self.leads.borrow() {
-            return;
-        }
-        if let Err(error) = self.end_access(namespace, name).await {
-            // The sweep ends it later.
-            tracing::warn!(
-                namespace,
-                name,
-                problem = chain(&error),
-                "the access of a deleted BarekeyStage was not ended yet"
-            );
-        }
-    }
-
-    /// Ends the access that a resource declared, unless the API server has it (again).
-    async fn end_access(&self, namespace: &str, name: &str) -> Result<(), ReconcileError> {
-        let namespace: Namespace = namespace.parse()?;
-        let name: ObjectName = name.parse()?;
-        let _alone = self.declaring.write().await;
-        let api: Api<BarekeyStage> = Api::namespaced(self.client.clone(), namespace.as_str());
-        let live = timed(api.get_metadata_opt(name.as_str()))
-            .await
-            .map_err(|source| ReconcileError::Read {
-                name: name.to_string(),
-                source,
-            })?;
-        if live.is_none() {
-            self.vault.withdraw_access(&namespace, &name).await?;
-        }
-        Ok(())
-    }
-
-    /// Ends the access of every BarekeyStage that is gone, however that was missed.
-    async fn sweep(&self) -> Result<(), ReconcileError> {
-        let owners = self.vault.stages_with_access().await?;
-        if owners.is_empty() {
-            return Ok(());
-        }
-        let existing = self
-            .existing_stages()
-            .await
-            .map_err(|source| ReconcileError::Read {
-                name: "list of BarekeyStages".to_owned(),
-                source,
-            })?;
-        for (namespace, name) in stale(&owners, &existing) {
-            tracing::info!(namespace, name, "a BarekeyStage is gone: its access ends");
-            self.end_access(&namespace, &name).await?;
-        }
-        Ok(())
-    }
-
-    /// Namespace and name of every BarekeyStage that exists. Complete, or an error.
-    async fn existing_stages(&self) -> Result<BTreeSet<(String, String)>, RequestError> {
-        let api: Api<BarekeyStage> = Api::all(self.client.clone());
-        let mut existing = BTreeSet::new();
-        let mut params = ListParams::default().limit(PAGE);
-        loop {
-            let page = timed(api.list_metadata(&params)).await?;
-            let next = page.metadata.continue_.clone().unwrap_or_default();
-            existing.extend(
-                page.items
-                    .into_iter()
-                    .map(|stage| (stage.namespace().unwrap_or_default(), stage.name_any())),
-            );
-            if next.is_empty() {
-                return Ok(existing);
-            }
-            params = params.continue_token(&next);
-        }
-    }
-}
-
-/// The resources that have access entries and do not exist.
-fn stale(
-    owners: &[StageOwner],
-    existing: &BTreeSet<(String, String)>,
-) -> BTreeSet<(String, String)> {
-    owners
-        .iter()
-        .map(|owner| (owner.namespace.to_string(), owner.resource.to_string()))
-        .filter(|owner| !existing.contains(owner))
-        .collect()
-}
-
-/// Sweeps when this replica becomes the leader, and regularly while it is.
-async fn sweep(
-    context: Arc<Context>,
-    mut leads: watch::Receiver<bool>,
-    mut shutdown: watch::Receiver<bool>,
-) {
-    loop {
-        if *leads.borrow_and_update()
-            && let Err(error) = context.sweep().await
-        {
-            tracing::warn!(
-                problem = chain(&error),
-                "the sweep of access is tried again"
-            );
-        }
-        tokio::select! {
-            () = tokio::time::sleep(SWEEP_EVERY) => {}
-            changed = leads.changed() => if changed.is_err() { return },
-            _ = shutdown.wait_for(|down| *down) => return,
-        }
-    }
 }
 
 async fn timed<T>(
@@ -839,32 +559,4 @@ fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {
 
 fn key_of(kind: &str, namespace: &str, name: &str) -> String {
     format!("{kind}/{namespace}/{name}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn access_of_a_resource_that_does_not_exist_is_stale_and_no_other() {
-        let owner = |namespace: &str, resource: &str| StageOwner {
-            stage: "stg_1".parse().unwrap(),
-            namespace: namespace.parse().unwrap(),
-            resource: resource.parse().unwrap(),
-        };
-        let owners = [
-            owner("shop", "gone"),
-            owner("shop", "here"),
-            owner("other", "here"),
-        ];
-        let existing = [("shop".to_owned(), "here".to_owned())].into();
-        let names: Vec<_> = stale(&owners, &existing).into_iter().collect();
-        assert_eq!(
-            names,
-            [
-                ("other".to_owned(), "here".to_owned()),
-                ("shop".to_owned(), "gone".to_owned())
-            ]
-        );
-    }
 }

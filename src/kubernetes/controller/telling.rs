@@ -1,0 +1,188 @@
+//! What the controller writes into a resource: its finalizer, its status, and events about it.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::controller::Action;
+use kube::{Api, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{Context, ReconcileError, RequestError, key, kind_of, timed};
+use crate::kubernetes::FIELD_MANAGER;
+use crate::kubernetes::events::{Message, Severity};
+use crate::kubernetes::metrics::ReconcileOutcome;
+use crate::kubernetes::plan::{FinalizerChange, Finding, Outlook, Reason};
+use crate::kubernetes::resources::FINALIZER;
+
+/// How long after its last look a resource that is ready is looked at again: its revision and its number of variables change
+/// without any event in the cluster.
+const RESYNC: Duration = Duration::from_secs(20);
+/// How long after its last look a resource that waits for something is looked at again.
+const WAITING_LOOK: Duration = Duration::from_secs(4);
+/// How long after its last look a resource that somebody must change is looked at again: what stands in its way may go.
+const STUCK_LOOK: Duration = Duration::from_secs(10);
+/// The least time between two writes of one status.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+
+impl Context {
+    /// Sets or takes away our finalizer, if the resource is still as it was read.
+    pub(super) async fn change_finalizer<K>(
+        &self,
+        object: &K,
+        change: FinalizerChange,
+    ) -> Result<(), ReconcileError>
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        let mut finalizers = object.finalizers().to_vec();
+        match change {
+            FinalizerChange::Keep => return Ok(()),
+            FinalizerChange::Add => finalizers.push(FINALIZER.to_owned()),
+            FinalizerChange::Remove => finalizers.retain(|finalizer| finalizer != FINALIZER),
+        }
+        let name = object.name_any();
+        let api: Api<K> =
+            Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
+        // The resource version keeps finalizers of others that came meanwhile.
+        let patch = json!({"metadata": {
+            "uid": object.uid(),
+            "resourceVersion": object.resource_version(),
+            "finalizers": finalizers,
+        }});
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        match timed(api.patch(&name, &params, &Patch::Merge(patch))).await {
+            Ok(_) => Ok(()),
+            Err(RequestError::Api(kube::Error::Api(status)))
+                if status.is_not_found() && change == FinalizerChange::Remove =>
+            {
+                Ok(())
+            }
+            Err(source) => Err(ReconcileError::Finalizer { name, source }),
+        }
+    }
+
+    /// Takes our finalizer away, so that the resource goes.
+    pub(super) async fn release<K>(&self, object: &K) -> Result<Action, ReconcileError>
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        self.change_finalizer(object, FinalizerChange::Remove)
+            .await?;
+        Ok(self.gone(object))
+    }
+
+    pub(super) fn gone<K: Resource<DynamicType = ()>>(&self, object: &K) -> Action {
+        self.count(kind_of::<K>(), ReconcileOutcome::Gone);
+        self.paces().remove(&key(object));
+        Action::await_change()
+    }
+
+    /// Writes the status if it differs, tells a new reason as an event, and says when to look again.
+    pub(super) async fn tell<K>(
+        &self,
+        object: &K,
+        before: Option<&[Condition]>,
+        status: Option<&impl Serialize>,
+        finding: &Finding,
+    ) -> Result<Action, ReconcileError>
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        let key = key(object);
+        if let Some(status) = status {
+            let written = self.paces().get(&key).and_then(|pace| pace.status_written);
+            if let Some(left) = written.and_then(|at| STATUS_EVERY.checked_sub(at.elapsed())) {
+                return Ok(Action::requeue(left + Duration::from_millis(10)));
+            }
+            self.write_status(object, status).await?;
+            self.paces().entry(key.clone()).or_default().status_written = Some(Instant::now());
+            let reason = finding.reason.as_str();
+            let told = before
+                .into_iter()
+                .flatten()
+                .any(|condition| condition.type_ == "Ready" && condition.reason == reason);
+            if !told {
+                self.tell_event(object, finding).await;
+            }
+        }
+        self.count(kind_of::<K>(), ReconcileOutcome::Found(finding.reason));
+        if finding.reason == Reason::StorageUnavailable {
+            return Ok(Action::requeue(self.backoff(&key)));
+        }
+        self.paces().entry(key).or_default().failures = 0;
+        Ok(Action::requeue(match finding.reason.outlook() {
+            Outlook::Settled => RESYNC,
+            Outlook::Waiting => WAITING_LOOK,
+            Outlook::Stuck => STUCK_LOOK,
+        }))
+    }
+
+    async fn write_status<K>(
+        &self,
+        object: &K,
+        status: &impl Serialize,
+    ) -> Result<(), ReconcileError>
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        let name = object.name_any();
+        let api: Api<K> =
+            Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default());
+        let patch = json!({
+            "apiVersion": K::api_version(&()),
+            "kind": K::kind(&()),
+            "metadata": {"name": name, "uid": object.uid()},
+            "status": status,
+        });
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        match timed(api.patch_status(&name, &params, &Patch::Apply(patch))).await {
+            Ok(_) => Ok(()),
+            // It went meanwhile; there is nobody left to tell.
+            Err(RequestError::Api(kube::Error::Api(status))) if status.is_not_found() => Ok(()),
+            Err(source) => Err(ReconcileError::Status { name, source }),
+        }
+    }
+
+    async fn tell_event<K: Resource<DynamicType = ()>>(&self, object: &K, finding: &Finding) {
+        let message = Message {
+            severity: if finding.reason == Reason::Ready {
+                Severity::Normal
+            } else {
+                Severity::Warning
+            },
+            reason: finding.reason.as_str(),
+            action: "Reconcile",
+            note: &finding.message,
+        };
+        let about: ObjectReference = object.object_ref(&());
+        tracing::info!(
+            kind = K::kind(&()).as_ref(),
+            namespace = about.namespace.as_deref().unwrap_or_default(),
+            name = about.name.as_deref().unwrap_or_default(),
+            reason = finding.reason.as_str(),
+            "a resource changed its condition"
+        );
+        self.events.tell(about, message).await;
+    }
+}
