@@ -3,6 +3,7 @@
 mod access;
 mod audit;
 mod bad_input;
+mod cli;
 mod codes;
 mod database;
 mod durability;
@@ -82,5 +83,6 @@ pub(crate) fn journeys() -> Vec<Journey> {
         .into_iter()
         .flatten()
         .chain(once.into_iter().flatten())
+        .chain(cli::journeys())
         .collect()
 }
