@@ -1,6 +1,5 @@
 //! The databases that journeys run on, and the back door to what is in them.
 
-use std::cell::RefCell;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -15,6 +14,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Mutex;
 
 /// Which database a journey runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,7 +192,7 @@ impl Drop for OwnPostgres {
 /// Someone with write access to the database, behind the server's back. The same SQL for both engines.
 pub(crate) struct BackDoor {
     runtime: Runtime,
-    connection: RefCell<Back>,
+    connection: Mutex<Back>,
 }
 
 enum Back {
@@ -224,7 +224,7 @@ impl BackDoor {
         });
         Self {
             runtime,
-            connection: RefCell::new(connection),
+            connection: Mutex::new(connection),
         }
     }
 
@@ -233,7 +233,7 @@ impl BackDoor {
     pub(crate) fn run(&self, sql: &str) -> u64 {
         let statement = AssertSqlSafe(sql.to_owned());
         self.runtime.block_on(async {
-            match &mut *self.connection.borrow_mut() {
+            match &mut *self.connection.lock().await {
                 Back::Sqlite(connection) => {
                     let done = connection.execute(statement).await;
                     done.expect(sql).rows_affected()
@@ -251,7 +251,7 @@ impl BackDoor {
     pub(crate) fn texts(&self, sql: &str) -> Vec<String> {
         let statement = AssertSqlSafe(sql.to_owned());
         self.runtime.block_on(async {
-            match &mut *self.connection.borrow_mut() {
+            match &mut *self.connection.lock().await {
                 Back::Sqlite(connection) => {
                     let rows = connection.fetch_all(statement).await.expect(sql);
                     rows.iter().map(|row| row.get(0)).collect()

@@ -1,6 +1,7 @@
 //! What was acknowledged is there, and what is under way is answered.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
 
@@ -23,20 +24,24 @@ pub(crate) fn an_acknowledged_write_survives_a_kill(engine: Engine) {
         assert_eq!(server.value(&owner, STAGING, &name), value);
     }
     // Killed in the middle of many writes: each one that was acknowledged is there, and the trail is whole.
+    let count = AtomicUsize::new(0);
     let acknowledged = std::thread::scope(|scope| {
         let writers: Vec<_> = (0..4)
             .map(|writer| {
-                let (server, owner) = (&server, &owner);
+                let (server, owner, count) = (&server, &owner, &count);
                 scope.spawn(move || {
                     let mut acknowledged = Vec::new();
-                    for count in 0..10_000 {
-                        let name = format!("W{writer}_{count}");
+                    for number in 0..10_000 {
+                        let name = format!("W{writer}_{number}");
                         let body = json!({"projectSlug": "shop", "stageSlug": "staging", "mode": "upsert",
                             "entries": [{"name": name, "kind": "secret", "value": name}]});
                         let bearer = format!("Bearer {owner}");
                         let request = http::request("POST", "/v1/env/write", &[("authorization", &bearer)], body.to_string().as_bytes());
                         match http::try_exchange(server.api, &request) {
-                            Some(answer) if answer.status == 200 => acknowledged.push(name),
+                            Some(answer) if answer.status == 200 => {
+                                acknowledged.push(name);
+                                count.fetch_add(1, Ordering::Relaxed);
+                            }
                             _ => break,
                         }
                     }
@@ -44,14 +49,13 @@ pub(crate) fn an_acknowledged_write_survives_a_kill(engine: Engine) {
                 })
             })
             .collect();
-        std::thread::sleep(std::time::Duration::from_millis(700));
+        server.wait_until("some writes", |_| count.load(Ordering::Relaxed) >= 20);
         server.signal("KILL");
         writers
             .into_iter()
             .flat_map(|writer| writer.join().unwrap())
             .collect::<Vec<_>>()
     });
-    assert!(acknowledged.len() > 4, "{acknowledged:?}");
     server.ended();
     let server = place.serve();
     let (_, values) = server.snapshot(&owner, STAGING);
