@@ -1,76 +1,27 @@
-//! Admission while parts are missing: pods that ask for nothing never notice, and pods that ask never start without.
-
-use std::time::{Duration, Instant};
+//! Admission while parts of it are missing: nothing is lost, and nothing is gained.
 
 use serde_json::{Value, json};
 
 use crate::harness::{Installation, Journey, Namespace, eventually, get, kubectl};
 use crate::injection_setting::{PRINT_HASH, Setting, asking, pod, spec};
 
-/// Far above what the API server takes for a pod, far below the webhook's time limit.
-const NOT_DELAYED: Duration = Duration::from_secs(5);
-
 pub(crate) fn journeys() -> Vec<Journey> {
     vec![
         Journey::changing(
-            "with_the_operator_down_only_pods_that_ask_wait",
-            with_the_operator_down,
+            "a_workload_that_asked_while_the_operator_was_down_recovers",
+            recovers,
         ),
         Journey::changing(
-            "without_the_webhook_configuration_pods_that_ask_are_refused",
-            without_the_configuration,
+            "an_allowance_by_hand_gains_nothing_without_the_webhook",
+            by_hand_without_the_webhook,
         ),
     ]
 }
 
-fn with_the_operator_down(namespace: &Namespace) {
+fn recovers(namespace: &Namespace) {
     let setting = Setting::make(namespace);
     let installation = Installation::shared();
     installation.stop();
-
-    let plain = pod("plain", &json!({}), &spec("true"));
-    let many: serde_json::Map<String, Value> = (0..64)
-        .map(|number| {
-            (
-                format!("example.com/note-{number}"),
-                json!("x".repeat(4000)),
-            )
-        })
-        .collect();
-    let large = pod("large", &Value::Object(many), &spec("true"));
-    for (name, manifest) in [("plain", plain.to_string()), ("large", large.to_string())] {
-        let began = Instant::now();
-        // `apply` would double the annotations, above what an object may have.
-        namespace
-            .kubectl(["create", "-f", "-"])
-            .stdin(manifest)
-            .succeed();
-        assert!(
-            began.elapsed() < NOT_DELAYED,
-            "{name} took {:?}",
-            began.elapsed()
-        );
-        namespace.wait_phase(name, "Succeeded");
-    }
-    // A job with the command line's own variables.
-    namespace.apply_example("continuous-integration/job.yaml");
-    eventually("the job's end", || {
-        let job = namespace.get("job/deploy").ok_or("there is none")?;
-        (job["status"]["succeeded"] == 1)
-            .then_some(())
-            .ok_or_else(|| job["status"].to_string())
-    });
-
-    let began = Instant::now();
-    let refusal = namespace.refuse(asking("asking", PRINT_HASH).to_string());
-    assert!(refusal.contains("failed calling webhook"), "{refusal}");
-    assert!(
-        began.elapsed() < Duration::from_secs(15),
-        "{:?}",
-        began.elapsed()
-    );
-
-    // A workload that asks meanwhile has its pods after the operator is back, by itself.
     let mut template = asking("", &format!("{PRINT_HASH}; exec sleep infinity"));
     template["spec"]["restartPolicy"] = json!("Always");
     let deployment = json!({
@@ -100,27 +51,28 @@ fn with_the_operator_down(namespace: &Namespace) {
     setting.is_in(&logs);
 }
 
-fn without_the_configuration(namespace: &Namespace) {
+fn by_hand_without_the_webhook(namespace: &Namespace) {
     let setting = Setting::make(namespace);
     let installation = Installation::shared();
     let name = configuration();
     let api = installation.api();
     kubectl(["delete", "mutatingwebhookconfiguration", &name]).succeed();
 
-    eventually("the refusal by policy", || {
-        let refusal = namespace.refuse(asking("asking", PRINT_HASH).to_string());
-        if refusal.contains("was not injected") {
-            Ok(())
-        } else {
-            Err(refusal)
-        }
+    eventually("a pod that the webhook would refuse", || {
+        let output = namespace
+            .kubectl(["apply", "-f", "-"])
+            .stdin(by_hand(namespace).to_string())
+            .output();
+        let made = output.status.success();
+        made.then_some(()).ok_or_else(|| output.to_string())
     });
-    namespace.apply(pod("plain", &json!({}), &spec("true")).to_string());
-    namespace.wait_phase("plain", "Succeeded");
-    let token = token_of_a_pod_with_an_allowance_by_hand(namespace);
+    namespace.wait_pod("by-hand");
+    let token = namespace
+        .exec("by-hand", &["cat", "/token/token"])
+        .succeed();
     let answer = api
         .post("/v1/pod/values")
-        .bearer(&token)
+        .bearer(token.trim())
         .json(&json!({"v": 1}))
         .send();
     answer.refused(403, "FORBIDDEN");
@@ -138,7 +90,7 @@ fn without_the_configuration(namespace: &Namespace) {
 }
 
 /// Without the webhook anybody may write an allowance into a pod; it is worth what its account may read, which is nothing.
-fn token_of_a_pod_with_an_allowance_by_hand(namespace: &Namespace) -> String {
+fn by_hand(namespace: &Namespace) -> Value {
     let stage = namespace.get("bks/development").expect("it is there");
     let allowance = json!({"v": 1, "stage": stage["status"]["id"]});
     let audience = format!("barekey.{}.svc", Installation::shared().namespace());
@@ -149,12 +101,7 @@ fn token_of_a_pod_with_an_allowance_by_hand(namespace: &Namespace) -> String {
     container["volumeMounts"] = json!([{"name": "token", "mountPath": "/token"}]);
     by_hand["spec"]["volumes"] = json!([{"name": "token", "projected": {"sources": [
         {"serviceAccountToken": {"audience": audience, "path": "token"}}]}}]);
-    namespace.apply(by_hand.to_string());
-    namespace.wait_pod("by-hand");
-    let token = namespace
-        .exec("by-hand", &["cat", "/token/token"])
-        .succeed();
-    token.trim().to_owned()
+    by_hand
 }
 
 /// The name of our webhook configuration.

@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::harness::{Installation, Journey, Namespace, eventually};
+use crate::harness::{Installation, Journey, Namespace, eventually, get};
 use crate::injection_setting::{PRINT_HASH, Setting, asking, pod, spec};
 
 pub(crate) fn journeys() -> Vec<Journey> {
@@ -289,11 +289,24 @@ fn a_posted_review(namespace: &Namespace) {
 
 fn a_dry_run(namespace: &Namespace) {
     let setting = Setting::make(namespace);
-    let shown = namespace
-        .kubectl(["apply", "--dry-run=server", "-o", "json", "-f", "-"])
-        .stdin(asking("dry", PRINT_HASH).to_string())
-        .succeed();
-    assert!(shown.contains("BAREKEY_ALLOWANCE"), "it is injected");
+    let service = [
+        "--namespace",
+        Installation::shared().namespace(),
+        "service/barekey",
+    ];
+    let service = get(service).expect("the chart renders a Service");
+    let address = service["spec"]["clusterIP"].as_str().expect("an address");
+    let shown = eventually("an injected pod that knows the vault's address", || {
+        let shown = namespace
+            .kubectl(["apply", "--dry-run=server", "-o", "json", "-f", "-"])
+            .stdin(asking("dry", PRINT_HASH).to_string())
+            .succeed();
+        assert!(shown.contains("BAREKEY_ALLOWANCE"), "it is injected");
+        let known = shown.contains(address);
+        known
+            .then_some(shown)
+            .ok_or_else(|| "it does not".to_owned())
+    });
     assert!(!setting.leaks_into(&shown));
     assert_eq!(namespace.get("pod/dry"), None);
     let refusal = namespace

@@ -302,6 +302,18 @@ fn a_copy_is_injected_anew(namespace: &Namespace) {
     };
     assert_eq!(containers("second"), containers("first"));
 
+    // The copy that one makes to look at a pod: another program, with the same values.
+    namespace
+        .kubectl(["debug", "first", "--copy-to=looked-at", "--container=app"])
+        .args([
+            "--keep-annotations",
+            "--profile=restricted",
+            "--share-processes=false",
+        ])
+        .args(["--", "/bin/sh", "-c", PRINT_HASH])
+        .succeed();
+    setting.printed_by(namespace, "looked-at");
+
     copy["metadata"] = json!({"name": "third"});
     let told = namespace.refuse(copy.to_string());
     assert!(

@@ -24,6 +24,8 @@ use crate::vault::Vault;
 const LIVE_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How often the Service's addresses are looked up anew.
 const ADDRESSES_EVERY: Duration = Duration::from_secs(60);
+/// How soon they are looked up again while there are none, as when the cluster's DNS starts after the operator.
+const NO_ADDRESSES_EVERY: Duration = Duration::from_secs(5);
 
 /// What the watch of BarekeyStages, the API server and the vault say.
 pub struct ClusterFacts {
@@ -142,8 +144,13 @@ pub async fn keep_addresses(
             Ok(_) => {}
             Err(error) => tracing::debug!(%error, "the addresses of the Service stay as they are"),
         }
+        let pause = if settings.borrow().addresses.is_empty() {
+            NO_ADDRESSES_EVERY
+        } else {
+            ADDRESSES_EVERY
+        };
         tokio::select! {
-            () = tokio::time::sleep(ADDRESSES_EVERY) => {}
+            () = tokio::time::sleep(pause) => {}
             _ = shutdown.wait_for(|ends| *ends) => return,
         }
     }
