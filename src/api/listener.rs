@@ -171,9 +171,13 @@ struct Guard<A> {
 
 impl<A> Guard<A> {
     fn around(inner: A) -> Self {
+        Self::with_places(inner, limits::CONNECTIONS_MAX)
+    }
+
+    fn with_places(inner: A, places: usize) -> Self {
         Self {
             inner,
-            places: Arc::new(Semaphore::new(limits::CONNECTIONS_MAX)),
+            places: Arc::new(Semaphore::new(places)),
         }
     }
 }
@@ -302,6 +306,27 @@ mod tests {
             assert_eq!(guarded.read_u8().await.unwrap(), 1);
             let later = tokio::time::timeout(Duration::from_millis(60), guarded.read_u8());
             assert!(later.await.is_err(), "it still waits for the second byte");
+        });
+    }
+
+    #[test]
+    fn a_connection_too_many_is_closed_until_another_one_ends() {
+        runtime().block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let guard = Guard::with_places(Raw, 1);
+            let connect = async || {
+                let client = TcpStream::connect(address).await.unwrap();
+                let (served, _) = listener.accept().await.unwrap();
+                (client, guard.accept(served, ()).await)
+            };
+            let (_first, taken) = connect().await;
+            assert!(taken.is_ok());
+            let (mut second, refused) = connect().await;
+            assert!(refused.is_err());
+            assert_eq!(second.read(&mut [0]).await.unwrap_or(0), 0, "it is closed");
+            drop(taken);
+            assert!(connect().await.1.is_ok());
         });
     }
 

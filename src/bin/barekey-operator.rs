@@ -28,7 +28,7 @@ use clap::Parser as _;
 use prometheus_client::registry::Registry;
 use rustix::fs::Mode;
 use rustix::process::{
-    DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask,
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit, umask,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -80,6 +80,26 @@ fn harden() -> anyhow::Result<()> {
         maximum: Some(0),
     };
     setrlimit(Resource::Core, none).context("cannot forbid core dumps")
+}
+
+/// As many open files as the system allows, so that connections never take the database's.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!("the limit of open files stays as it is: {error}");
+    }
+}
+
+/// Logs where something panicked and not what it said, which may hold a piece of a value.
+fn keep_panics_quiet() {
+    std::panic::set_hook(Box::new(|panic| {
+        let location = panic.location().map(ToString::to_string);
+        tracing::error!(location, "a part of the server panicked");
+    }));
 }
 
 /// Files that are made from now on are for their owner alone.
@@ -137,7 +157,9 @@ fn vault_settings(
 async fn serve(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
     let settings = arguments.check()?;
     start_log(&settings.log)?;
+    keep_panics_quiet();
     keep_files_private();
+    raise_open_files();
     match run(settings).await {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {

@@ -68,6 +68,7 @@ pub(crate) fn journeys() -> Vec<Journey> {
     let once = [
         once!(codes::too_many_refused_tokens_wait_and_good_ones_do_not),
         once!(codes::a_body_that_never_ends_is_cut_off),
+        once!(codes::a_connection_that_never_asks_is_closed),
         once!(starting::a_second_process_on_the_same_file_is_refused),
         once!(starting::without_a_master_key_nothing_starts),
         once!(starting::plain_http_stays_on_loopback),

@@ -1,13 +1,13 @@
 //! Refusals of the layers around the routes.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::database::Engine;
 use super::http;
-use super::server::{STAGING, Shop};
+use super::server::{Place, STAGING, Shop};
 
 pub(crate) fn each_code_has_its_status(engine: Engine) {
     let Shop { server, owner, .. } = Shop::open(engine);
@@ -134,6 +134,34 @@ pub(crate) fn too_many_refused_tokens_wait_and_good_ones_do_not() {
         waits += u32::from(answer.status == 429);
     }
     assert!(waits > 100, "{waits}");
+}
+
+pub(crate) fn a_connection_that_never_asks_is_closed() {
+    let place = Place::new(Engine::Sqlite);
+    let server = place.serve();
+    std::thread::scope(|scope| {
+        for sent in [
+            "",
+            "GET /openapi.json HTTP/1.1\r\nhost:",
+            "GET /openapi.json HTTP/1.1\r\nhost: b\r\n\r\n",
+        ] {
+            let server = &server;
+            scope.spawn(move || {
+                let mut stream = http::connect(server.api);
+                let started = Instant::now();
+                stream.write_all(sent.as_bytes()).unwrap();
+                let mut all = Vec::new();
+                // It ends: with an answer, with a refusal, or with nothing.
+                drop(stream.read_to_end(&mut all));
+                let waited = started.elapsed();
+                assert!(
+                    waited > Duration::from_secs(20) && waited < Duration::from_secs(50),
+                    "{sent:?}: {waited:?}"
+                );
+            });
+        }
+    });
+    assert_eq!(server.probe("/readyz").status, 200);
 }
 
 pub(crate) fn a_body_that_never_ends_is_cut_off() {
