@@ -293,6 +293,7 @@ fn the_operators_namespace_may_be_restricted(_: &Namespace) {
 }
 
 fn every_secret_is_somebody_elses(_: &Namespace) {
+    let installation = Installation::shared();
     let list = get(["secrets", "--all-namespaces", "--show-managed-fields"]).expect("a list");
     let secrets = list["items"].as_array().expect("a list");
     let mut kinds = Vec::new();
@@ -320,7 +321,6 @@ fn every_secret_is_somebody_elses(_: &Namespace) {
     assert!(kinds.contains(&"helm.sh/release.v1"), "{kinds:?}");
     assert!(kinds.contains(&"Opaque"), "{kinds:?}");
     // Helm keeps what was rendered; the master key is not in it.
-    let installation = Installation::shared();
     let manifest = helm(["get", "all", "barekey", "-n", "barekey"])
         .secret()
         .succeed();

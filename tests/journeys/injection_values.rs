@@ -302,6 +302,15 @@ fn a_copy_is_injected_anew(namespace: &Namespace) {
     };
     assert_eq!(containers("second"), containers("first"));
 
+    // In a pod of another account the same allowance is worth what that account may read: nothing.
+    let mut foreign = copy.clone();
+    foreign["metadata"]["name"] = json!("foreign");
+    for field in ["serviceAccount", "serviceAccountName"] {
+        foreign["spec"][field] = json!("default");
+    }
+    let told = namespace.refuse(foreign.to_string());
+    assert!(told.contains("spec.access"), "{told}");
+
     // The copy that one makes to look at a pod: another program, with the same values.
     namespace
         .kubectl(["debug", "first", "--copy-to=looked-at", "--container=app"])

@@ -15,6 +15,7 @@
 
 mod canary;
 mod chart_policies;
+mod chart_postgres;
 mod chart_release;
 mod chart_rendered;
 mod cluster;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
             chart_rendered::journeys(),
             chart_policies::journeys(),
             chart_release::journeys(),
+            chart_postgres::journeys(),
             cluster::journeys(),
             injection_values::journeys(),
             injection_refusals::journeys(),

@@ -1,0 +1,164 @@
+//! The vault on an administrator's PostgreSQL, with the values of `examples/postgres`.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::harness::{
+    Installation, Journey, Namespace, Program, checkout, eventually, example, secret_text,
+    sha256_hex,
+};
+
+pub(crate) fn journeys() -> Vec<Journey> {
+    vec![
+        Journey::changing(
+            "two_replicas_on_postgres_give_a_pod_its_value",
+            two_replicas_on_postgres,
+        )
+        .inside(),
+    ]
+}
+
+fn two_replicas_on_postgres(namespace: &Namespace) {
+    let installation = Installation::shared();
+    let database = Database::start();
+    let values: Value =
+        serde_yaml::from_str(&example("postgres/values.yaml")).expect("the example is YAML");
+    let objects = [
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "barekey-database"}, "stringData": {"url": database.url}}),
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "barekey-database-ca"}, "data": {"ca.crt": database.ca()}}),
+    ];
+    for object in objects {
+        installation
+            .kubectl(["apply", "--server-side", "-f", "-"])
+            .stdin(object.to_string())
+            .secret()
+            .succeed();
+    }
+    installation.uninstall();
+    installation.install(&values);
+    assert_eq!(installation.workload(), "deployment/barekey");
+    let replicas = installation.pods();
+    assert_eq!(replicas.len(), 2, "{replicas:?}");
+
+    let organization = installation.organization(namespace);
+    namespace.restrict();
+    namespace.apply_example("first-value/barekey.yaml");
+    namespace.wait_ready("barekeyproject/shop");
+    namespace.wait_ready("barekeystage/development");
+    let value = secret_text("value");
+    let api = installation.api();
+    api.set(&organization, "shop", "development", "DATABASE_URL", &value);
+    drop(api);
+    assert_eq!(value_in_a_pod(namespace), sha256_hex(&value));
+
+    // Whichever replica goes, the other one has it.
+    for gone in &replicas {
+        installation
+            .kubectl(["delete", "pod", "--wait", gone])
+            .succeed();
+        assert_eq!(
+            value_in_a_pod(namespace),
+            sha256_hex(&value),
+            "without {gone}"
+        );
+        installation.wait_ready();
+    }
+
+    let rows = database.count("SELECT count(*) FROM variable_versions");
+    assert!(
+        rows > 0,
+        "the values are in PostgreSQL, and in nothing else"
+    );
+    installation.uninstall();
+    drop(database);
+    installation.install(&json!({}));
+}
+
+/// A PostgreSQL server in the node's network, until this guard goes.
+struct Database {
+    folder: PathBuf,
+    url: String,
+    _parent: TempDir,
+}
+
+impl Database {
+    fn start() -> Self {
+        let parent = TempDir::new().expect("a folder can be made");
+        // The server runs as a user of its own.
+        std::fs::set_permissions(&parent, PermissionsExt::from_mode(0o755)).expect("it is ours");
+        let folder = parent.path().join("postgres");
+        let url = script("up").args([&folder]).secret().succeed();
+        let url = url.trim();
+        // The chart says where the CA is.
+        let url = url
+            .split("&sslrootcert=")
+            .next()
+            .expect("a text")
+            .to_owned();
+        assert!(url.ends_with("?sslmode=verify-full"));
+        Self {
+            folder,
+            url,
+            _parent: parent,
+        }
+    }
+
+    fn ca(&self) -> String {
+        std::fs::read_to_string(self.folder.join("ca.crt")).expect("the CA is readable")
+    }
+
+    /// The one number that a query gives.
+    fn count(&self, query: &str) -> u64 {
+        let url = format!(
+            "{}&sslrootcert={}",
+            self.url,
+            self.folder.join("ca.crt").display()
+        );
+        Program::new("sh")
+            .args(["-c", "exec psql \"$URL\" -tAc \"$QUERY\""])
+            .env("URL", url)
+            .env("QUERY", query)
+            .secret()
+            .succeed()
+            .trim()
+            .parse()
+            .expect("a number")
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        drop(script("down").args([&self.folder]).output());
+    }
+}
+
+fn script(command: &str) -> Program {
+    Program::new(checkout().join("tests/cluster/postgres")).args([command])
+}
+
+/// The SHA-256 that the example's pod prints.
+#[track_caller]
+fn value_in_a_pod(namespace: &Namespace) -> String {
+    namespace.delete_pod_now("shop");
+    eventually("the pod to be admitted", || {
+        let output = namespace
+            .kubectl(["apply", "-f", "-"])
+            .stdin(namespace.example("first-value/pod.yaml"))
+            .output();
+        output
+            .status
+            .success()
+            .then_some(())
+            .ok_or_else(|| output.to_string())
+    });
+    namespace.wait_phase("shop", "Succeeded");
+    let printed = namespace.logs("shop");
+    printed
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
