@@ -3,7 +3,7 @@
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -107,8 +107,10 @@ fn start() -> String {
         .process_group(0)
         .spawn()
         .unwrap();
-    static END: OnceLock<ChildStdin> = OnceLock::new();
-    END.set(shell.stdin.take().unwrap()).unwrap();
+    // Both live as long as this process: the pipe's end is the server's.
+    static SHELL: OnceLock<(Child, ChildStdin)> = OnceLock::new();
+    let pipe = shell.stdin.take().unwrap();
+    SHELL.set((shell, pipe)).unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while !Command::new(Path::new(PROGRAMS).join("pg_isready"))
         .args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()])

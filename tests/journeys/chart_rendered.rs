@@ -39,8 +39,18 @@ pub(crate) fn journeys() -> Vec<Journey> {
     ]
 }
 
-/// Everything that the operator may do: API group, resources, names, verbs; and where it holds.
-const OPERATOR_MAY: &[(&str, &str, &str, &[&str], &str, &[&str])] = &[
+/// One rule: kind and name of its role, API group, resources, the one name that it is about, verbs.
+type Rule = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static [&'static str],
+    &'static str,
+    &'static [&'static str],
+);
+
+/// Everything that the operator may do.
+const OPERATOR_MAY: &[Rule] = &[
     (
         "ClusterRole",
         "barekey",
