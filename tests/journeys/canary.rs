@@ -186,7 +186,7 @@ fn plant_in_the_api(namespace: &Namespace, marker: &str) {
     namespace.apply(
         json!({
             "apiVersion": "v1", "kind": "Event", "metadata": {"name": "marker"},
-            "involvedObject": {"kind": "Namespace", "name": namespace.name()},
+            "involvedObject": {"kind": "Namespace", "name": namespace.name(), "namespace": namespace.name()},
             "reason": "Marker", "message": marker, "type": "Normal",
         })
         .to_string(),

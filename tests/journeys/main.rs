@@ -27,7 +27,6 @@ mod injection_values;
 mod kube_certificates;
 mod kube_identity;
 mod kube_resources;
-mod postgres;
 mod vault_alone;
 
 use std::process::ExitCode;
@@ -46,7 +45,6 @@ fn main() -> ExitCode {
             kube_resources::journeys(),
             kube_identity::journeys(),
             kube_certificates::journeys(),
-            postgres::journeys(),
             vault_alone::journeys(),
             canary::journeys(),
         ]
