@@ -23,8 +23,7 @@ use json_patch::PatchOperation;
 use serde_json::{Value, json};
 
 use crate::domain::access::{AccessGrant, grants_anything, grants_variable};
-use crate::domain::names::{NameError, Namespace, ObjectName, StageId, VariableName};
-use crate::domain::reference::Allowance;
+use crate::domain::names::{NameError, NamePattern, Namespace, ObjectName, StageId, VariableName};
 
 use self::annotations::{INJECTED, INJECTED_CA, INJECTED_REVISION, INJECTED_STAGE, Wishes};
 use self::containers::Chosen;
@@ -294,13 +293,13 @@ pub(crate) fn check_access<'a>(
         }
     };
     let mut problems = Vec::new();
-    for variable in required(request, id) {
-        if !grants_variable(&stage.access, namespace, account, &variable) {
+    for variable in required(request) {
+        if !grants_variable(&stage.access, namespace, account, variable) {
             problems.push(Problem::VariableNotGranted {
                 stage: request.stage_name(),
                 account: account.clone(),
                 namespace: namespace.clone(),
-                variable,
+                variable: variable.clone(),
             });
         }
     }
@@ -325,7 +324,7 @@ pub(crate) fn inject(
     let Granted { id, stage } = granted;
     let mut wanted = request.original.clone();
     let mut problems = Vec::new();
-    let mut warnings = missing_names(request, id, names);
+    let mut warnings = missing_names(request, names);
     for chosen in &request.chosen {
         let allowance = containers::allowance(&request.wishes, chosen, id);
         let environment = Environment {
@@ -357,29 +356,29 @@ pub(crate) fn inject(
 }
 
 /// The variables that something in the pod names exactly.
-fn required(request: &Request, id: &StageId) -> BTreeSet<VariableName> {
-    let allowances: Vec<Allowance> = request
+fn required(request: &Request) -> BTreeSet<&VariableName> {
+    let listed = request.wishes.variables.iter().flatten();
+    let exactly = listed.filter_map(|pattern| match pattern {
+        NamePattern::Exact(name) => Some(name),
+        NamePattern::Prefix(_) => None,
+    });
+    let referred = request
         .chosen
         .iter()
-        .map(|chosen| containers::allowance(&request.wishes, chosen, id))
-        .collect();
-    allowances
-        .iter()
-        .flat_map(Allowance::required)
-        .cloned()
+        .flat_map(|chosen| chosen.references.values());
+    exactly
+        .chain(request.wishes.rename.values())
+        .chain(referred)
         .collect()
 }
 
-fn missing_names(
-    request: &Request,
-    id: &StageId,
-    names: Option<&BTreeSet<VariableName>>,
-) -> Vec<String> {
+fn missing_names(request: &Request, names: Option<&BTreeSet<VariableName>>) -> Vec<String> {
     let Some(names) = names else {
         return Vec::new();
     };
-    required(request, id)
-        .difference(names)
+    required(request)
+        .into_iter()
+        .filter(|name| !names.contains(*name))
         .map(|name| {
             format!(
                 "BarekeyStage {} has no variable {name}: the containers that ask for it do not start until it is written",

@@ -101,6 +101,29 @@ fn as_the_annotations_say(namespace: &Namespace) {
         .kubectl(["logs", "report", "-c", "sidecar"])
         .succeed();
     assert_eq!(left_out.trim(), "PG_URL is not set");
+
+    // What the kubelet would have expanded too early, or turned into something else.
+    let mut manifest = asking(
+        "expanding",
+        "printf %s \"$WRAPPED\" | sha256sum; echo '$(CACHE_HASH) $$(CACHE) $$$$ $'",
+    );
+    manifest["metadata"]["annotations"]["barekey.dev/variables"] = json!("DATABASE_URL");
+    manifest["spec"]["serviceAccountName"] = json!("report");
+    manifest["spec"]["containers"][0]["env"] = json!([
+        {"name": "CACHE", "value": "barekey:CACHE_URL"},
+        {"name": "WRAPPED", "value": "<$(CACHE)|$(DATABASE_URL)|$(LATER)|$$(CACHE)>"},
+        {"name": "LATER", "value": "x"},
+    ]);
+    namespace.apply(manifest.to_string());
+    namespace.wait_phase("expanding", "Succeeded");
+    let wrapped = format!("<{cache}|{database}|$(LATER)|$(CACHE)>");
+    assert_eq!(
+        namespace.logs("expanding").lines().collect::<Vec<_>>(),
+        [
+            format!("{}  -", sha256_hex(wrapped)),
+            "$(CACHE_HASH) $(CACHE) $$ $".to_owned(),
+        ]
+    );
 }
 
 fn a_stage_elsewhere(namespace: &Namespace) {

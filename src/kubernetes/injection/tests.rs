@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::domain::reference::{ALLOWANCE_ENTRY, AgentSettings, SETTINGS_ENTRY};
+use crate::domain::reference::{ALLOWANCE_ENTRY, AgentSettings, Allowance, SETTINGS_ENTRY};
 
 const AUDIENCE: &str = "barekey.barekey.svc";
 
