@@ -18,8 +18,8 @@ DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 CLIPPY := cargo clippy --quiet --locked
 PROGRAMS = PATH="$$($(NODE) build | head -n 1):$$PATH"
 
-demo: images
-	cargo build --locked --release --no-default-features --features server,cli --bin barekey
+demo: images programs
+	cargo build --locked --release --no-default-features --features cli --bin barekey
 	exec $(NODE) run tests/cluster/demo
 
 test: lint images
@@ -43,6 +43,7 @@ bench:
 	BAREKEY_BENCH_AGENT=$(TARGET)/agent/barekey cargo bench --locked -- $(BENCH)
 
 images:
+	$(NODE) packages
 	tests/cluster/images
 
 programs:

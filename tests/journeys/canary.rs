@@ -218,17 +218,25 @@ fn nothing_on_a_disk(namespace: &Namespace) {
     let markers = Needles::new([("the marker", walked.marker.as_bytes())]);
     eventually("what was planted, in every place", || {
         let found = markers.below(node).found;
-        let holds = |place: &str| found.keys().any(|path| path.contains(place));
-        for place in [
-            "/etcd/",
-            "/audit.jsonl",
-            "/containerd/",
-            "/pods/",
-            "/kubelet/",
-            "/volumes/",
+        // Below each folder of the node itself, so that one planted file does not stand for another place.
+        for (place, name) in [
+            ("etcd/", ""),
+            ("log/", "audit.jsonl"),
+            ("containerd/", ""),
+            ("pods/", ".log"),
+            ("kubelet/", "marker"),
+            ("volumes/", "barekey.db"),
         ] {
-            if !holds(place) {
-                return Err(format!("not below {place}, but in {:?}", found.keys()));
+            let folder = node.join(place);
+            let planted = found.keys().any(|path| {
+                path.strip_prefix(&*folder.to_string_lossy())
+                    .is_some_and(|rest| rest.contains(name))
+            });
+            if !planted {
+                return Err(format!(
+                    "no {name} below {place}, but in {:?}",
+                    found.keys()
+                ));
             }
         }
         Ok(())

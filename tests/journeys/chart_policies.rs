@@ -37,6 +37,7 @@ const CONFIGURATION: &str = "mutatingwebhookconfiguration/00-barekey";
 fn the_operators_token_gains_nothing_else(namespace: &Namespace) {
     let installation = Installation::shared();
     let operator = Operator::new(installation);
+    namespace.apply_example("first-value/barekey.yaml");
     namespace.apply(plain("bystander").to_string());
     namespace.wait_pod("bystander");
 
@@ -111,6 +112,46 @@ fn the_operators_token_gains_nothing_else(namespace: &Namespace) {
             "declare a stage",
             &["create", "-n", name, "-f", "-"],
             &stage,
+        ),
+        (
+            "grant itself a stage's values",
+            &[
+                "patch",
+                "barekeystage",
+                "development",
+                "-n",
+                name,
+                "--type=merge",
+                "--patch",
+                r#"{"spec":{"access":[{"serviceAccounts":["default"]}]}}"#,
+            ],
+            "",
+        ),
+        (
+            "confirm a deletion",
+            &[
+                "annotate",
+                "barekeystage",
+                "development",
+                "-n",
+                name,
+                "barekey.dev/confirm-delete=development",
+            ],
+            "",
+        ),
+        (
+            "hold a stage by a foreign finalizer",
+            &[
+                "patch",
+                "barekeystage",
+                "development",
+                "-n",
+                name,
+                "--type=merge",
+                "--patch",
+                r#"{"metadata":{"finalizers":["example.com/held"]}}"#,
+            ],
+            "",
         ),
         (
             "delete a stage",

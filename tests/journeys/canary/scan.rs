@@ -8,6 +8,7 @@ use std::path::Path;
 use aho_corasick::AhoCorasick;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+use serde_json::json;
 
 /// What to look for: many spellings of many secrets, in one pass.
 pub(crate) struct Needles {
@@ -127,7 +128,14 @@ fn spellings(secret: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     }
     if let Ok(text) = std::str::from_utf8(secret) {
         let json = serde_json::to_string(text).unwrap();
-        all.push(("JSON", json.as_bytes()[1..json.len() - 1].to_vec()));
+        let json = &json[1..json.len() - 1];
+        all.push(("JSON", json.as_bytes().to_vec()));
+        // As Go writes it: the API server, its audit log, custom resources in etcd, kubectl.
+        let go = json
+            .replace('&', "\\u0026")
+            .replace('<', "\\u003c")
+            .replace('>', "\\u003e");
+        all.push(("JSON by Go", go.into_bytes()));
         let escaped: String = text
             .bytes()
             .map(|byte| match byte {
@@ -160,7 +168,13 @@ pub(crate) fn every_spelling_of_a_secret_is_found() {
         .collect();
     for (spelling, text) in [
         ("as it is", format!("before {secret} after")),
-        ("JSON", serde_json::json!({ "value": secret }).to_string()),
+        ("JSON", json!({ "value": secret }).to_string()),
+        (
+            "JSON by Go",
+            json!({ "value": secret })
+                .to_string()
+                .replace('&', "\\u0026"),
+        ),
         ("URL", format!("/path?value={url}&more")),
         ("hex", hex::encode(format!("ab{secret}"))),
         ("base64", STANDARD.encode(secret)),
