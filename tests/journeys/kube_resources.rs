@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Installation, Journey, Namespace, Program, eventually, kubectl, secret_text, wait_for,
+    Installation, Journey, Namespace, Program, eventually, kubectl, secret_text, secrets, wait_for,
 };
 
 pub(crate) fn journeys() -> Vec<Journey> {
@@ -154,7 +154,8 @@ fn organization_comes_later(namespace: &Namespace) {
     let mut words = command.split_whitespace();
     let program = words.next().expect("a program");
     assert_eq!(program, "kubectl");
-    Program::new(program).args(words).secret().succeed();
+    let token = Program::new(program).args(words).secret().succeed();
+    secrets::remember(token.trim());
     let began = Instant::now();
     wait_for("both Ready", Duration::from_secs(10), || {
         for resource in ["bkp/backend", "bks/staging"] {
