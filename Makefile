@@ -23,7 +23,7 @@ demo: images programs
 	exec $(NODE) run tests/cluster/demo
 
 test: lint images
-	$(PROGRAMS) exec tests/cluster/postgres run cargo test --locked --lib --bins --test tidy
+	$(PROGRAMS) cargo test --locked --lib --bins --test tidy
 	cargo test --locked --test journeys --no-run
 	exec $(NODE) run cargo test --locked --offline --test journeys -- $(JOURNEYS)
 
