@@ -45,14 +45,9 @@ pub(crate) fn run() {
     let _server = Running(server);
     wait_for(address);
     let bootstrap = Command::new(OPERATOR)
-        .args([
-            "admin",
-            "bootstrap",
-            "--organization",
-            "bench",
-            "--admin-socket",
-        ])
+        .args(["admin", "--admin-socket"])
         .arg(&socket)
+        .args(["bootstrap", "--organization", "bench"])
         .output()
         .unwrap();
     assert!(
