@@ -2082,3 +2082,105 @@ async fn a_postgres_that_went_away_and_came_back_is_used_again() {
     assert_eq!(acme.read("development", "A").await.unwrap(), "y");
     acme.vault.check().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_replica_that_vanished_inside_a_group_is_not_waited_for() {
+    let acme = Acme::on(&Place::postgres().await).await;
+    acme.write("development", vec![entry("KEY", "one")])
+        .await
+        .unwrap();
+    let mut vanished = acme.intruder().await;
+    vanished.begin().await.unwrap();
+    let heads = "SELECT chain FROM audit_heads FOR UPDATE";
+    vanished.rows(heads, cells![]).await.unwrap();
+    let began = std::time::Instant::now();
+    let refused = acme.write("development", vec![entry("KEY", "two")]).await;
+    assert!(
+        matches!(refused, Err(WriteError::Unavailable(_))),
+        "{refused:?}"
+    );
+    assert!(began.elapsed().as_secs() < 8, "{:?}", began.elapsed());
+    while acme
+        .write("development", vec![entry("KEY", "three")])
+        .await
+        .is_err()
+    {
+        assert!(began.elapsed().as_secs() < 30, "its locks are still held");
+    }
+    // The server ended it: what it had locked is free, and it can do no more.
+    assert!(vanished.commit().await.is_err());
+    assert_eq!(acme.read("development", "KEY").await.unwrap(), "three");
+    assert_eq!(acme.findings().await, Vec::<String>::new());
+}
+
+/// Stands between the vault and its server until it is cut.
+struct Wire {
+    address: String,
+    cut: tokio::sync::watch::Sender<bool>,
+}
+
+impl Wire {
+    async fn to(address: &str) -> Self {
+        let start = address.find("127.0.0.1:").unwrap();
+        let host: String = address[start..]
+            .chars()
+            .take_while(|letter| *letter != '/')
+            .collect();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let own = listener.local_addr().unwrap().to_string();
+        let (cut, is_cut) = tokio::sync::watch::channel(false);
+        let server = host.clone();
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let (server, mut is_cut) = (server.clone(), is_cut.clone());
+                tokio::spawn(async move {
+                    let mut far = tokio::net::TcpStream::connect(server).await.unwrap();
+                    let was_cut = tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => false,
+                        cut = async { is_cut.wait_for(|is_cut| *is_cut).await.is_ok() } => cut,
+                    };
+                    if was_cut {
+                        // Both ends stay open and hear nothing.
+                        drop(is_cut.wait_for(|is_cut| !*is_cut).await);
+                    }
+                });
+            }
+        });
+        Self {
+            address: address.replace(&host, &own),
+            cut,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_behind_a_cut_wire_is_unavailable_and_comes_back() {
+    let mut place = Place::postgres().await;
+    let wire = Wire::to(&place.address).await;
+    place.address.clone_from(&wire.address);
+    let acme = Acme::on(&place).await;
+    acme.write("development", vec![entry("KEY", "one")])
+        .await
+        .unwrap();
+    wire.cut.send(true).unwrap();
+    let began = std::time::Instant::now();
+    let target = target("shop", "development");
+    let (written, listed) = tokio::join!(
+        acme.write("development", vec![entry("KEY", "two")]),
+        acme.vault.list(&acme.owner, &target),
+    );
+    assert!(
+        matches!(written, Err(WriteError::Unavailable(_))),
+        "{written:?}"
+    );
+    assert!(
+        matches!(listed, Err(ReadError::Unavailable(_))),
+        "{listed:?}"
+    );
+    assert!(began.elapsed().as_secs() < 40, "{:?}", began.elapsed());
+    wire.cut.send(false).unwrap();
+    acme.write("development", vec![entry("KEY", "three")])
+        .await
+        .unwrap();
+    assert_eq!(acme.read("development", "KEY").await.unwrap(), "three");
+}
