@@ -16,7 +16,7 @@ use crate::domain::access::{
     Actor, Caller, Refusal, Scope, TokenCaller, may_list_variables, may_read,
 };
 use crate::domain::audit::{Action, AuditEvent, Origin, Outcome};
-use crate::domain::names::{ProjectSlug, StageSlug};
+use crate::domain::names::{ProjectSlug, StageSlug, VariableName};
 use crate::storage;
 use crate::storage::Connection;
 use crate::storage::variables::VariableRow;
@@ -199,6 +199,30 @@ impl Request<'_> {
     }
 }
 
+/// How many names the record of something refused keeps: whoever may do nothing is not to fill the database.
+const REFUSED_NAMES_MAX: usize = 16;
+
+/// The names and the detail of the record of something refused.
+pub(crate) fn refused_names<'a>(
+    names: impl Iterator<Item = &'a VariableName>,
+    refusal: &Refusal,
+) -> (Vec<String>, String) {
+    let mut kept = Vec::new();
+    let mut total = 0_usize;
+    for name in names {
+        total += 1;
+        if total <= REFUSED_NAMES_MAX {
+            kept.push(name.to_string());
+        }
+    }
+    let detail = if total > REFUSED_NAMES_MAX {
+        format!("{refusal} (the first {REFUSED_NAMES_MAX} of {total} names are kept)")
+    } else {
+        refusal.to_string()
+    };
+    (kept, detail)
+}
+
 /// The event of a read that was refused.
 fn refused_read(
     caller: &Caller,
@@ -207,10 +231,11 @@ fn refused_read(
     wanted: Wanted<'_>,
     refusal: &Refusal,
 ) -> AuditEvent {
-    let names = match wanted {
-        Wanted::Named(asks) => asks.iter().map(|ask| ask.name.to_string()).collect(),
-        Wanted::All => Vec::new(),
+    let asks = match wanted {
+        Wanted::Named(asks) => asks,
+        Wanted::All => &[],
     };
+    let (names, detail) = refused_names(asks.iter().map(|ask| &ask.name), refusal);
     stage_event(
         Action::ReadRefused,
         caller.actor(),
@@ -218,7 +243,7 @@ fn refused_read(
         names,
         origin,
         Outcome::Refused,
-        refusal.to_string(),
+        detail,
     )
 }
 

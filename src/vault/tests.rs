@@ -290,6 +290,7 @@ on_both_databases!(
     each_absence_has_its_own_error,
     a_type_that_the_caller_does_not_expect_is_refused,
     a_token_of_a_small_role_is_refused_and_the_refusal_is_recorded,
+    the_record_of_a_refusal_keeps_few_names,
     a_scoped_token_cannot_tell_what_is_there_outside_its_scope,
     a_pod_has_no_business_on_the_other_routes,
     another_organizations_slug_is_refused,
@@ -591,6 +592,44 @@ async fn a_token_of_a_small_role_is_refused_and_the_refusal_is_recorded(place: P
     assert_eq!(count("read.refused"), 3);
     assert_eq!(count("write.refused"), 3);
     assert_eq!(count("variables.read"), 2);
+    assert_eq!(acme.findings().await, Vec::<String>::new());
+}
+
+async fn the_record_of_a_refusal_keeps_few_names(place: Place) {
+    let acme = Acme::on(&place).await;
+    let billing = acme.caller(Role::Billing, None, None).await;
+    let operator = acme.caller(Role::Operator, None, None).await;
+    let stage = target("shop", "development");
+    let names: Vec<String> = (0..1000).map(|at| format!("NAME_{at}")).collect();
+    let asks: Vec<Ask> = names.iter().map(|name| ask(name)).collect();
+    let entries = || names.iter().map(|name| entry(name, "x")).collect();
+    let read = acme
+        .vault
+        .evaluate(&billing, &origin(), &stage, &asks, None)
+        .await;
+    assert!(matches!(read, Err(ReadError::Refused(_))), "{read:?}");
+    for caller in [&billing, &operator] {
+        let written = acme
+            .vault
+            .write(caller, &origin(), &stage, upsert(entries()))
+            .await;
+        assert!(
+            matches!(written, Err(WriteError::Refused(_))),
+            "{written:?}"
+        );
+    }
+    let mut db = acme.intruder().await;
+    let statement =
+        "SELECT names, detail FROM audit_records WHERE outcome = 'refused' ORDER BY sequence";
+    let rows = db.rows(statement, cells![]).await.unwrap();
+    assert_eq!(rows.len(), 3);
+    for row in rows {
+        assert_eq!(
+            row.text(0).unwrap().lines().collect::<Vec<_>>(),
+            names[..16]
+        );
+        assert!(row.text(1).unwrap().ends_with("of 1000 names are kept)"));
+    }
     assert_eq!(acme.findings().await, Vec::<String>::new());
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::environments::{facts_of, place};
 use super::projects::organization_of;
-use super::reads::{chain_of, refusal_for_absent, stage_event};
+use super::reads::{chain_of, refusal_for_absent, refused_names, stage_event};
 use super::records::Chain;
 use super::variables::{Target, Write, WriteError, WriteMode, Written};
 use super::writer::{Change, Verdict, Work};
@@ -104,14 +104,15 @@ impl Vault {
         write: &Write,
         refusal: &Refusal,
     ) -> Result<(), Unavailable> {
+        let (names, detail) = refused_names(write.names(), refusal);
         let event = stage_event(
             Action::WriteRefused,
             caller.actor(),
             (&target.project, &target.stage),
-            write.names().map(ToString::to_string).collect(),
+            names,
             origin,
             Outcome::Refused,
-            refusal.to_string(),
+            detail,
         );
         self.record_event(chain_of(caller), event).await
     }
@@ -172,14 +173,15 @@ impl WriteVariables {
     }
 
     fn refused(&self, work: &mut Work, refusal: Refusal) -> Verdict<Result<Written, WriteError>> {
+        let (names, detail) = refused_names(self.write.names(), &refusal);
         let event = stage_event(
             Action::WriteRefused,
             self.caller.actor(),
             (&self.target.project, &self.target.stage),
-            self.write.names().map(ToString::to_string).collect(),
+            names,
             &self.origin,
             Outcome::Refused,
-            refusal.to_string(),
+            detail,
         );
         work.events.push((self.chain(), event));
         Verdict::TakeBack(Err(refusal.into()))
