@@ -476,7 +476,7 @@ impl Vault {
             };
         };
         may_list_variables(caller, &facts_of(&stage))?;
-        let rows = storage::variables::newest_variables(&mut db, &stage.id)
+        let rows = storage::variables::newest_without_envelopes(&mut db, &stage.id)
             .await
             .map_err(Unavailable::from)?;
         Ok(rows

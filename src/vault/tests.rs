@@ -326,6 +326,8 @@ on_both_databases!(
     a_request_that_named_itself_is_counted_once,
     a_database_that_takes_no_writes_is_unavailable_and_recovers,
     a_stage_larger_than_memory_is_read_all_the_same,
+    a_stage_takes_no_more_variables_than_it_may,
+    a_stage_takes_no_more_bytes_than_it_may,
 );
 
 async fn a_written_value_is_read_back_and_survives_a_restart(place: Place) {
@@ -1854,6 +1856,97 @@ async fn a_stage_larger_than_memory_is_read_all_the_same(place: Place) {
         acme.read("development", "C").await,
         Err(ReadError::NoVariable { .. })
     ));
+}
+
+/// What a write was refused for, which is what is wrong with the request.
+fn problem(refused: Result<Written, WriteError>) -> String {
+    match refused {
+        Err(WriteError::Invalid { problem }) => problem,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn a_stage_takes_no_more_variables_than_it_may(place: Place) {
+    let acme = Acme::on(&place).await;
+    let entries = |range: std::ops::Range<usize>| {
+        range
+            .map(|at| entry(&format!("NAME_{at}"), "x"))
+            .collect::<Vec<_>>()
+    };
+    let refused = problem(acme.write("development", entries(0..4097)).await);
+    assert!(refused.contains("names 4097"), "{refused}");
+    acme.write("development", entries(0..4096)).await.unwrap();
+    let refused = problem(acme.write("development", entries(4096..4097)).await);
+    assert!(
+        refused.contains("would hold 4097 variables and may hold 4096"),
+        "{refused}"
+    );
+    assert!(matches!(
+        acme.read("development", "NAME_4096").await,
+        Err(ReadError::NoVariable { .. })
+    ));
+    // One that is there may be replaced, and one that is deleted makes room.
+    acme.write("development", vec![entry("NAME_1", "y")])
+        .await
+        .unwrap();
+    let mut write = upsert(entries(4096..4097));
+    write.deletes.push("NAME_0".parse().unwrap());
+    acme.vault
+        .write(
+            &acme.owner,
+            &origin(),
+            &target("shop", "development"),
+            write,
+        )
+        .await
+        .unwrap();
+    assert_eq!(acme.read("development", "NAME_4096").await.unwrap(), "x");
+    assert_eq!(acme.findings().await, Vec::<String>::new());
+}
+
+async fn a_stage_takes_no_more_bytes_than_it_may(place: Place) {
+    let acme = Acme::on(&place).await;
+    acme.write("development", vec![entry("A", "x"), entry("B", "y")])
+        .await
+        .unwrap();
+    // Only its length counts here.
+    let mut db = acme.intruder().await;
+    let filler = "f".repeat(8 * 1024 * 1024 - 200);
+    db.execute(
+        "UPDATE variable_versions SET envelope_a = $1 WHERE name = 'B'",
+        cells![filler],
+    )
+    .await
+    .unwrap();
+    acme.vault.core().cache.forget_all();
+    let value = "v".repeat(1024);
+    let refused = problem(acme.write("development", vec![entry("C", &value)]).await);
+    assert!(
+        refused.contains("once sealed and may take 8388608"),
+        "{refused}"
+    );
+    let listed = acme
+        .vault
+        .list(&acme.owner, &target("shop", "development"))
+        .await
+        .unwrap();
+    let names: Vec<&str> = listed.iter().map(|found| found.name.as_str()).collect();
+    assert_eq!(names, ["A", "B"]);
+    assert_eq!(acme.read("development", "A").await.unwrap(), "x");
+    let write = Write {
+        mode: WriteMode::Upsert,
+        entries: Vec::new(),
+        deletes: vec!["B".parse().unwrap()],
+    };
+    let stage = target("shop", "development");
+    acme.vault
+        .write(&acme.owner, &origin(), &stage, write)
+        .await
+        .unwrap();
+    acme.write("development", vec![entry("C", &value)])
+        .await
+        .unwrap();
+    assert_eq!(acme.read("development", "C").await.unwrap(), value);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::cache::STAGE_BYTES_MAX;
 use super::environments::{facts_of, place};
 use super::projects::organization_of;
 use super::reads::{chain_of, refusal_for_absent, refused_names, stage_event};
@@ -17,7 +18,10 @@ use crate::domain::operation::OperationKind;
 use crate::domain::plaintext::Plaintext;
 use crate::domain::variable::{DeclaredType, Kind, Visibility};
 use crate::storage;
-use crate::storage::variables::{OperationRow, VariableRow};
+use crate::storage::variables::{OperationRow, StageSize, VariableRow};
+
+/// How many variables a stage may hold, and how many names one write may have.
+pub(crate) const STAGE_VARIABLES_MAX: usize = 4096;
 
 impl Vault {
     /// Writes and deletes in one transaction.
@@ -143,6 +147,12 @@ impl WriteVariables {
         if write.entries.is_empty() && write.deletes.is_empty() {
             return Some("there is nothing to do: give entries or deletes".to_owned());
         }
+        if write.names().count() > STAGE_VARIABLES_MAX {
+            return Some(format!(
+                "one write may name {STAGE_VARIABLES_MAX} variables and this one names {}: write them in several parts",
+                write.names().count()
+            ));
+        }
         let mut names = BTreeSet::new();
         if let Some(name) = write.names().find(|name| !names.insert(*name)) {
             return Some(format!(
@@ -243,6 +253,25 @@ impl Change for WriteVariables {
         }
         self.apply(work, &facts, revision, planned).await
     }
+}
+
+/// What is wrong with what a stage would hold: whole stages are read and listed at once.
+fn too_large(size: StageSize) -> Option<String> {
+    let StageSize {
+        variables,
+        sealed_bytes,
+    } = size;
+    if usize::try_from(variables).is_ok_and(|count| count > STAGE_VARIABLES_MAX) {
+        return Some(format!(
+            "the stage would hold {variables} variables and may hold {STAGE_VARIABLES_MAX}: delete some, or use a second stage"
+        ));
+    }
+    if sealed_bytes > STAGE_BYTES_MAX {
+        return Some(format!(
+            "the values of the stage would take {sealed_bytes} bytes once sealed and may take {STAGE_BYTES_MAX}: delete some, or use a second stage"
+        ));
+    }
+    None
 }
 
 /// What a write comes to, after all checks and before anything is sealed.
@@ -348,6 +377,7 @@ impl WriteVariables {
         planned: Planned<'_>,
     ) -> Result<Verdict<Result<Written, WriteError>>, storage::Error> {
         let Planned { entries, written } = planned;
+        let id: OperationId = make_id("op")?;
         let mut rows = Vec::with_capacity(entries.len());
         if !entries.is_empty() {
             let stored = storage::projects::active_data_key(&mut work.db, &facts.project)
@@ -386,9 +416,19 @@ impl WriteVariables {
                 rows.push(row);
             }
         }
+        storage::variables::append_versions(&mut work.db, &facts.stage, &id, &rows).await?;
+        for name in &written.deleted {
+            storage::variables::delete_variable(&mut work.db, &facts.stage, name, work.now_ms)
+                .await?;
+        }
+        if !rows.is_empty() {
+            let size = storage::variables::stage_size(&mut work.db, &facts.stage).await?;
+            if let Some(problem) = too_large(size) {
+                return Ok(Verdict::TakeBack(Err(WriteError::Invalid { problem })));
+            }
+        }
         let actor = self.caller.actor();
         let names: Vec<String> = self.write.names().map(ToString::to_string).collect();
-        let id: OperationId = make_id("op")?;
         let operation = OperationRow {
             id: &id,
             revision,
@@ -404,11 +444,6 @@ impl WriteVariables {
             created_at: work.now_ms,
         };
         storage::variables::insert_operation(&mut work.db, &facts.stage, &operation).await?;
-        storage::variables::append_versions(&mut work.db, &facts.stage, &id, &rows).await?;
-        for name in &written.deleted {
-            storage::variables::delete_variable(&mut work.db, &facts.stage, name, work.now_ms)
-                .await?;
-        }
         let organization = &facts.organization;
         storage::credentials::touch_token(
             &mut work.db,
