@@ -13,7 +13,7 @@ use super::variables::{Ask, Opened, ReadError, Target, VariableMetadata};
 use super::writer::{Change, Recorded, Recording, Relied, Usage, Verdict, Work};
 use super::{Core, Unavailable, Vault};
 use crate::domain::access::{
-    Actor, Caller, Refusal, Scope, TokenCaller, may_list_variables, may_read,
+    self, Actor, Caller, Refusal, Scope, StageAct, TokenCaller, may_list_variables, may_read,
 };
 use crate::domain::audit::{Action, AuditEvent, Origin, Outcome};
 use crate::domain::names::{ProjectSlug, StageSlug, VariableName};
@@ -426,7 +426,7 @@ impl Vault {
     /// What a caller is told of a stage that is not there: a scoped or too small one the same as of any other.
     async fn no_environment(&self, request: &Request<'_>) -> Result<ReadError, Unavailable> {
         let target = request.target;
-        match refusal_for_absent(self, request.token, target).await? {
+        match refusal_for_absent(self, request.token, target, StageAct::Read).await? {
             Some(refusal) => {
                 let event = refused_read(
                     request.caller,
@@ -467,7 +467,7 @@ impl Vault {
         .map_err(Unavailable::from)?;
         let Some(stage) = stage else {
             drop(db);
-            return match refusal_for_absent(self, token, target).await? {
+            return match refusal_for_absent(self, token, target, StageAct::List).await? {
                 Some(refusal) => Err(refusal.into()),
                 None => Err(ReadError::NoEnvironment {
                     project: target.project.clone(),
@@ -616,23 +616,14 @@ pub(crate) async fn refusal_for_absent(
     vault: &Vault,
     token: &TokenCaller,
     target: &Target,
+    act: StageAct,
 ) -> Result<Option<Refusal>, Unavailable> {
-    Ok(match &token.scope {
-        Scope::Stage(..) => Some(Refusal::OutOfScope),
-        Scope::Project(only) => {
-            let mut db = vault.reader().await?;
-            let project =
-                storage::projects::project_by_slug(&mut db, &token.organization, &target.project)
-                    .await?;
-            project
-                .is_none_or(|project| project.id != *only)
-                .then_some(Refusal::OutOfScope)
-        }
-        Scope::Organization if !token.role.sees_structure() => Some(Refusal::RoleTooSmall {
-            role: token.role,
-            act: "read values",
-            needs: "owner, admin, developer, operator and viewer",
-        }),
-        Scope::Organization => None,
-    })
+    let project = if matches!(token.scope, Scope::Project(_)) {
+        let mut db = vault.reader().await?;
+        storage::projects::project_by_slug(&mut db, &token.organization, &target.project).await?
+    } else {
+        None
+    };
+    let project = project.map(|project| project.id);
+    Ok(access::refusal_for_absent(token, act, project.as_ref()))
 }

@@ -292,6 +292,7 @@ on_both_databases!(
     a_token_of_a_small_role_is_refused_and_the_refusal_is_recorded,
     the_record_of_a_refusal_keeps_few_names,
     a_scoped_token_cannot_tell_what_is_there_outside_its_scope,
+    a_role_that_sees_nothing_cannot_tell_which_stages_are_there,
     a_pod_has_no_business_on_the_other_routes,
     another_organizations_slug_is_refused,
     an_unknown_a_revoked_and_an_expired_token_read_the_same,
@@ -699,6 +700,47 @@ async fn a_scoped_token_cannot_tell_what_is_there_outside_its_scope(place: Place
         acme.vault.list_projects(&scoped, None).await.unwrap().len(),
         1
     );
+}
+
+async fn a_role_that_sees_nothing_cannot_tell_which_stages_are_there(place: Place) {
+    let acme = Acme::on(&place).await;
+    acme.write("development", vec![entry("A", "x")])
+        .await
+        .unwrap();
+    let of_organization = acme.caller(Role::Billing, None, None).await;
+    let of_project = acme.caller(Role::Billing, Some("shop"), None).await;
+    for caller in [&of_organization, &of_project] {
+        let mut answers: [Vec<String>; 4] = Default::default();
+        for stage in ["development", "production", "nowhere"] {
+            let stage = target("shop", stage);
+            let write = async |value: &str| {
+                let write = upsert(vec![entry("A", value)]);
+                acme.vault.write(caller, &origin(), &stage, write).await
+            };
+            let read = acme
+                .vault
+                .evaluate(caller, &origin(), &stage, &[ask("A")], None)
+                .await;
+            answers[0].push(read.unwrap_err().to_string());
+            answers[1].push(write("y").await.unwrap_err().to_string());
+            answers[1].push(write("y\0").await.unwrap_err().to_string());
+            let listed = acme.vault.list(caller, &stage).await;
+            answers[2].push(listed.unwrap_err().to_string());
+            let pulled = acme.vault.pull(caller, &origin(), &stage, None).await;
+            answers[3].push(pulled.unwrap_err().to_string());
+        }
+        for (answers, act) in answers.iter_mut().zip(["read", "write", "list", "read"]) {
+            answers.dedup();
+            assert_eq!(answers.len(), 1, "{answers:?}");
+            let says = format!("the role billing may not {act} ");
+            assert!(answers[0].starts_with(&says), "{answers:?}");
+        }
+    }
+    let stage = target("none", "development");
+    assert!(matches!(
+        acme.vault.list(&of_project, &stage).await,
+        Err(ReadError::Refused(Refusal::OutOfScope))
+    ));
 }
 
 async fn a_pod_has_no_business_on_the_other_routes(place: Place) {

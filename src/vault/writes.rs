@@ -11,7 +11,7 @@ use super::variables::{Target, Write, WriteError, WriteMode, Written};
 use super::writer::{Change, Verdict, Work};
 use super::{Core, Unavailable, Vault, make_id, no_random};
 use crate::crypto::keys::derive_digest_hex;
-use crate::domain::access::{Caller, Refusal, StageFacts, TokenCaller, may_write};
+use crate::domain::access::{Caller, Refusal, StageAct, StageFacts, TokenCaller, may_write};
 use crate::domain::audit::{Action, Origin, Outcome};
 use crate::domain::names::{OperationId, StageId, VariableName};
 use crate::domain::operation::OperationKind;
@@ -85,7 +85,7 @@ impl Vault {
             None => (self.0.queue.change(change).await?, None),
         };
         if let Err(WriteError::NoEnvironment { .. }) = &answer
-            && let Some(refusal) = refusal_for_absent(self, &token, target).await?
+            && let Some(refusal) = refusal_for_absent(self, &token, target, StageAct::Write).await?
         {
             let nothing = Write {
                 mode: WriteMode::Upsert,
