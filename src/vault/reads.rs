@@ -375,6 +375,10 @@ impl Vault {
                 core.cache.forget_stage(&environment.facts.stage);
                 return Ok(None);
             }
+            // Nothing is recorded that would hold the credential against the database.
+            if let Some(refusal) = self.ended(token).await? {
+                return Err(self.refuse(request, refusal).await?);
+            }
             return Ok(Some(answer));
         };
         let recording = Recording {
@@ -394,16 +398,7 @@ impl Vault {
             }
             Recorded::CredentialEnded => {
                 core.cache.forget_token_id(&token.token);
-                let refusal = Refusal::CredentialEnded;
-                let event = refused_read(
-                    request.caller,
-                    request.origin,
-                    target,
-                    request.wanted,
-                    &refusal,
-                );
-                self.record_event(chain_of(request.caller), event).await?;
-                Err(refusal.into())
+                Err(self.refuse(request, Refusal::CredentialEnded).await?)
             }
         }
     }
@@ -426,23 +421,34 @@ impl Vault {
     /// What a caller is told of a stage that is not there: a scoped or too small one the same as of any other.
     async fn no_environment(&self, request: &Request<'_>) -> Result<ReadError, Unavailable> {
         let target = request.target;
-        match refusal_for_absent(self, request.token, target, StageAct::Read).await? {
-            Some(refusal) => {
-                let event = refused_read(
-                    request.caller,
-                    request.origin,
-                    target,
-                    request.wanted,
-                    &refusal,
-                );
-                self.record_event(chain_of(request.caller), event).await?;
-                Ok(refusal.into())
-            }
+        let refusal = match self.ended(request.token).await? {
+            Some(ended) => Some(ended),
+            None => refusal_for_absent(self, request.token, target, StageAct::Read).await?,
+        };
+        match refusal {
+            Some(refusal) => self.refuse(request, refusal).await,
             None => Ok(ReadError::NoEnvironment {
                 project: target.project.clone(),
                 stage: target.stage.clone(),
             }),
         }
+    }
+
+    /// Records that a read was refused.
+    async fn refuse(
+        &self,
+        request: &Request<'_>,
+        refusal: Refusal,
+    ) -> Result<ReadError, Unavailable> {
+        let event = refused_read(
+            request.caller,
+            request.origin,
+            request.target,
+            request.wanted,
+            &refusal,
+        );
+        self.record_event(chain_of(request.caller), event).await?;
+        Ok(refusal.into())
     }
 
     /// What the stage holds, sorted by name.
@@ -491,6 +497,15 @@ impl Vault {
                 updated_at_ms: row.updated_at,
             })
             .collect())
+    }
+
+    /// What a credential that has ended is refused with.
+    pub(crate) async fn ended(&self, token: &TokenCaller) -> Result<Option<Refusal>, Unavailable> {
+        match self.confirm_token(token).await {
+            Ok(()) => Ok(None),
+            Err(ConfirmError::Refused(refusal)) => Ok(Some(refusal)),
+            Err(ConfirmError::Unavailable(error)) => Err(error),
+        }
     }
 
     /// Asks the database whether a credential still is one, where another replica may have ended it.

@@ -2358,3 +2358,63 @@ async fn a_server_behind_a_cut_wire_is_unavailable_and_comes_back() {
         .unwrap();
     assert_eq!(acme.read("development", "KEY").await.unwrap(), "three");
 }
+
+#[tokio::test]
+async fn a_token_that_another_replica_revoked_is_told_nothing() {
+    let place = Place::postgres().await;
+    let acme = Acme::on(&place).await;
+    acme.write("development", vec![entry("A", "x")])
+        .await
+        .unwrap();
+    let other = place.open().await;
+    let token = acme.token(Role::Admin, None, None).await;
+    let admin = known(&other, &token).await;
+    // What the other replica holds in memory is what it would answer of.
+    assert_eq!(read(&other, &admin, "development", "A").await.unwrap(), "x");
+    acme.vault
+        .revoke_token(&origin(), &"acme".parse().unwrap(), &token.id)
+        .await
+        .unwrap();
+    let typed = [Ask {
+        name: "A".parse().unwrap(),
+        declared_type: Some(DeclaredType::Json),
+    }];
+    for (stage, asks) in [
+        ("development", [ask("NONE")]),
+        ("development", typed),
+        ("nowhere", [ask("A")]),
+    ] {
+        let stage = target("shop", stage);
+        let refused = other
+            .evaluate(&admin, &origin(), &stage, &asks, None)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(refused, ReadError::Refused(Refusal::CredentialEnded)),
+            "{refused:?}"
+        );
+    }
+    for (stage, value) in [
+        ("development", "y"),
+        ("development", "y\0"),
+        ("nowhere", "y"),
+        ("nowhere", "y\0"),
+    ] {
+        let refused = other
+            .write(
+                &admin,
+                &origin(),
+                &target("shop", stage),
+                upsert(vec![entry("A", value)]),
+            )
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(refused, WriteError::Refused(Refusal::CredentialEnded)),
+            "{stage} {value:?}: {refused:?}"
+        );
+    }
+    let actions = acme.actions().await;
+    let count = |action: &str| actions.iter().filter(|found| *found == action).count();
+    assert_eq!((count("read.refused"), count("write.refused")), (3, 4));
+}

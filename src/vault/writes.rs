@@ -66,12 +66,13 @@ impl Vault {
                 .await
                 .map_err(Unavailable::from)?;
                 drop(db);
-                let answer = match stage {
-                    None => Err(WriteError::NoEnvironment {
+                let answer = match (self.ended(&token).await?, stage) {
+                    (Some(refusal), _) => Err(refusal.into()),
+                    (None, None) => Err(WriteError::NoEnvironment {
                         project: target.project.clone(),
                         stage: target.stage.clone(),
                     }),
-                    Some(stage) => match may_write(caller, &facts_of(&stage)) {
+                    (None, Some(stage)) => match may_write(caller, &facts_of(&stage)) {
                         Ok(_) => Err(WriteError::Invalid { problem }),
                         Err(refusal) => Err(refusal.into()),
                     },
@@ -84,18 +85,22 @@ impl Vault {
             }
             None => (self.0.queue.change(change).await?, None),
         };
-        if let Err(WriteError::NoEnvironment { .. }) = &answer
-            && let Some(refusal) = refusal_for_absent(self, &token, target, StageAct::Write).await?
-        {
-            let nothing = Write {
-                mode: WriteMode::Upsert,
-                entries: Vec::new(),
-                deletes: Vec::new(),
+        if let Err(WriteError::NoEnvironment { .. }) = &answer {
+            let refusal = match self.ended(&token).await? {
+                Some(ended) => Some(ended),
+                None => refusal_for_absent(self, &token, target, StageAct::Write).await?,
             };
-            let write = write.as_ref().unwrap_or(&nothing);
-            self.record_refused_write(caller, origin, target, write, &refusal)
-                .await?;
-            return Err(refusal.into());
+            if let Some(refusal) = refusal {
+                let nothing = Write {
+                    mode: WriteMode::Upsert,
+                    entries: Vec::new(),
+                    deletes: Vec::new(),
+                };
+                let write = write.as_ref().unwrap_or(&nothing);
+                self.record_refused_write(caller, origin, target, write, &refusal)
+                    .await?;
+                return Err(refusal.into());
+            }
         }
         answer
     }
