@@ -22,6 +22,12 @@ pub(crate) enum Error {
     /// What the driver says.
     #[error("the database refused a statement")]
     Driver(#[source] sqlx::Error),
+    /// The database did not take a group in time.
+    #[error("the database did not answer within {seconds} seconds")]
+    TooSlow {
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// A column holds something that this program never wrote.
     #[error("the database holds something that cannot be: {what}")]
     Unexpected {
@@ -35,10 +41,22 @@ impl Error {
     pub(crate) fn is_conflict(&self) -> bool {
         /// Serialization failure, deadlock.
         const CONFLICTS: [&str; 2] = ["40001", "40P01"];
+        self.has_code(&CONFLICTS)
+    }
+
+    /// Whether the database gave a statement up because it took too long: whoever is in the way is in the way of the next
+    /// statement too.
+    pub(crate) fn is_given_up(&self) -> bool {
+        /// Lock not available, query canceled.
+        const GIVEN_UP: [&str; 2] = ["55P03", "57014"];
+        self.has_code(&GIVEN_UP)
+    }
+
+    fn has_code(&self, codes: &[&str]) -> bool {
         match self {
             Self::Driver(sqlx::Error::Database(error)) => error
                 .code()
-                .is_some_and(|code| CONFLICTS.contains(&code.as_ref())),
+                .is_some_and(|code| codes.contains(&code.as_ref())),
             _ => false,
         }
     }

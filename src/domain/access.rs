@@ -304,6 +304,63 @@ fn within<'a>(caller: &'a Caller, facts: &StageFacts) -> Result<&'a TokenCaller,
     Ok(token)
 }
 
+/// What is tried on a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StageAct {
+    /// Reading values.
+    Read,
+    /// Writing values.
+    Write,
+    /// Seeing which variables there are.
+    List,
+}
+
+impl StageAct {
+    /// What a role that is too small is refused with. One that does not see which stages there are is told the same of
+    /// every stage, protected or not, there or not.
+    fn too_small(self, role: Role, protected: bool) -> Refusal {
+        let (act, needs) = match (self, protected && role.sees_structure()) {
+            (Self::Read, true) => (
+                "read values of a protected stage",
+                "owner, admin, developer and operator",
+            ),
+            (Self::Read, false) => (
+                "read values",
+                "owner, admin, developer, operator and viewer",
+            ),
+            (Self::Write, true) => ("write values of a protected stage", "owner and admin"),
+            (Self::Write, false) => ("write values", "owner, admin and developer"),
+            (Self::List, true) => (
+                "list variables of this stage",
+                "owner, admin, developer and operator",
+            ),
+            (Self::List, false) => (
+                "list variables of this stage",
+                "owner, admin, developer, operator and viewer",
+            ),
+        };
+        Refusal::RoleTooSmall { role, act, needs }
+    }
+}
+
+/// What a token is refused with for a stage that is not there: the same as for one that is. `None` for those who may know
+/// that it is not there. `project` is the project that was named, if that one is there.
+pub fn refusal_for_absent(
+    token: &TokenCaller,
+    act: StageAct,
+    project: Option<&ProjectId>,
+) -> Option<Refusal> {
+    let covered = match &token.scope {
+        Scope::Organization => true,
+        Scope::Project(only) => project == Some(only),
+        Scope::Stage(..) => false,
+    };
+    if !covered {
+        return Some(Refusal::OutOfScope);
+    }
+    (!token.role.sees_structure()).then(|| act.too_small(token.role, false))
+}
+
 /// Whether `caller` may read values of the stage.
 ///
 /// # Errors
@@ -313,19 +370,7 @@ pub fn may_read(caller: &Caller, facts: &StageFacts) -> Result<StageReader, Refu
     if token.role.reads(facts.protected) {
         return Ok(StageReader(facts.stage.clone()));
     }
-    Err(Refusal::RoleTooSmall {
-        role: token.role,
-        act: if facts.protected {
-            "read values of a protected stage"
-        } else {
-            "read values"
-        },
-        needs: if facts.protected {
-            "owner, admin, developer and operator"
-        } else {
-            "owner, admin, developer, operator and viewer"
-        },
-    })
+    Err(StageAct::Read.too_small(token.role, facts.protected))
 }
 
 /// Whether `caller` may write values of the stage.
@@ -337,19 +382,7 @@ pub fn may_write(caller: &Caller, facts: &StageFacts) -> Result<StageWriter, Ref
     if token.role.writes(facts.protected) {
         return Ok(StageWriter(facts.stage.clone()));
     }
-    Err(Refusal::RoleTooSmall {
-        role: token.role,
-        act: if facts.protected {
-            "write values of a protected stage"
-        } else {
-            "write values"
-        },
-        needs: if facts.protected {
-            "owner and admin"
-        } else {
-            "owner, admin and developer"
-        },
-    })
+    Err(StageAct::Write.too_small(token.role, facts.protected))
 }
 
 /// Whether `caller` may see which variables a stage has (names and metadata, no values).
@@ -361,15 +394,7 @@ pub fn may_list_variables(caller: &Caller, facts: &StageFacts) -> Result<StageRe
     if token.role.reads(facts.protected) {
         return Ok(StageReader(facts.stage.clone()));
     }
-    Err(Refusal::RoleTooSmall {
-        role: token.role,
-        act: "list variables of this stage",
-        needs: if facts.protected {
-            "owner, admin, developer and operator"
-        } else {
-            "owner, admin, developer, operator and viewer"
-        },
-    })
+    Err(StageAct::List.too_small(token.role, facts.protected))
 }
 
 /// Whether `caller` may make projects (`project` is `None`), or stages in `project`.

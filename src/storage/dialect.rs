@@ -26,6 +26,20 @@ const READERS_MAX: u32 = 8;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long SQLite waits for a lock (of a backup tool, say).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// What PostgreSQL is told about the writing connection: it waits for no lock for long, and lets go of what a replica
+/// holds that vanished inside a transaction.
+const WRITER_LIMITS: [(&str, &str); 3] = [
+    ("lock_timeout", "5s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+    ("statement_timeout", "30s"),
+];
+/// What PostgreSQL is told about readers.
+const READER_LIMITS: [(&str, &str); 1] = [("statement_timeout", "20s")];
+/// How long an answer of PostgreSQL is waited for: longer than it is told to take, so that only a server that cannot be
+/// reached is given up.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(35);
+/// The same for readers.
+const READER_ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
 
 const SQLITE_MIGRATIONS: [(i64, &str, &str); 1] = [(
     1,
@@ -261,10 +275,10 @@ impl Database {
         let readers = PgPoolOptions::new()
             .max_connections(READERS_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_lazy_with(options.clone());
+            .connect_lazy_with(options.clone().options(READER_LIMITS));
         Ok(Self::Postgres {
             readers,
-            write: Box::new(options),
+            write: Box::new(options.options(WRITER_LIMITS)),
         })
     }
 
@@ -488,10 +502,13 @@ impl Connection {
     }
 
     async fn run(&mut self, sql: SqlStr, arguments: Vec<Cell>) -> Result<u64, Error> {
-        on_driver!(self, sql, arguments, |query, driver| query
-            .execute(driver)
-            .await
-            .map(|done| done.rows_affected()))
+        let timeout = self.answer_timeout();
+        on_driver!(self, sql, arguments, |query, driver| answered(
+            timeout,
+            query.execute(driver)
+        )
+        .await
+        .map(|done| done.rows_affected()))
         .map_err(Error::Driver)
     }
 
@@ -505,8 +522,9 @@ impl Connection {
     }
 
     async fn all(&mut self, sql: SqlStr, arguments: Vec<Cell>) -> Result<Vec<Row>, Error> {
+        let timeout = self.answer_timeout();
         on_driver!(self, sql, arguments, |query, driver| {
-            match query.fetch_all(driver).await {
+            match answered(timeout, query.fetch_all(driver)).await {
                 Ok(rows) => rows.iter().map(|row| cells_of!(row)).collect(),
                 Err(error) => Err(error),
             }
@@ -653,6 +671,15 @@ impl Connection {
         }
     }
 
+    /// How long an answer is waited for; a file always answers.
+    fn answer_timeout(&self) -> Option<Duration> {
+        match self {
+            Self::Sqlite(_) | Self::SqlitePooled(_) => None,
+            Self::Postgres(_) => Some(ANSWER_TIMEOUT),
+            Self::PostgresPooled(_) => Some(READER_ANSWER_TIMEOUT),
+        }
+    }
+
     /// Closes the connection in good order.
     pub(crate) async fn close(self) -> Result<(), Error> {
         match self {
@@ -662,6 +689,19 @@ impl Connection {
         }
         .map_err(Error::Driver)
     }
+}
+
+/// What a statement comes to, unless it takes longer than `timeout`.
+async fn answered<T>(
+    timeout: Option<Duration>,
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let Some(timeout) = timeout else {
+        return statement.await;
+    };
+    tokio::time::timeout(timeout, statement)
+        .await
+        .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
 }
 
 /// The text of a bulk insert. SQLite looks a numbered parameter up by walking all of them, so it gets plain ones.

@@ -87,18 +87,51 @@ pub(crate) async fn newest_variables_by_name(
     .collect()
 }
 
-/// How many bytes the envelopes of a stage's newest versions have.
-pub(crate) async fn sealed_bytes(db: &mut Connection, stage: &StageId) -> Result<i64, Error> {
+/// What a stage holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StageSize {
+    /// How many variables.
+    pub(crate) variables: i64,
+    /// How many bytes the envelopes of their newest versions have.
+    pub(crate) sealed_bytes: i64,
+}
+
+/// How much the stage holds.
+pub(crate) async fn stage_size(db: &mut Connection, stage: &StageId) -> Result<StageSize, Error> {
     let row = db
         .row(
-            "SELECT CAST(COALESCE(SUM(LENGTH(n.envelope_a)), 0) AS BIGINT)
+            "SELECT COUNT(*), CAST(COALESCE(SUM(LENGTH(n.envelope_a)), 0) AS BIGINT)
                FROM variables v
                JOIN variable_versions n ON n.stage_id = v.stage_id AND n.name = v.name AND n.version = v.version
               WHERE v.stage_id = $1 AND v.deleted_at IS NULL",
             cells![stage.as_str()],
         )
         .await?;
-    row.map_or(Ok(0), |row| row.integer(0))
+    let row = row.ok_or_else(|| Error::unexpected("a count without a row"))?;
+    Ok(StageSize {
+        variables: row.integer(0)?,
+        sealed_bytes: row.integer(1)?,
+    })
+}
+
+/// The newest version of every variable of the stage, sorted by name, each with an empty envelope: for what needs no value.
+pub(crate) async fn newest_without_envelopes(
+    db: &mut Connection,
+    stage: &StageId,
+) -> Result<Vec<VariableRow>, Error> {
+    db.rows(
+        "SELECT v.name, v.version, v.created_at, v.updated_at, n.kind, n.declared_type, n.visibility, '',
+                n.lineage_id, n.dek_version
+           FROM variables v
+           JOIN variable_versions n ON n.stage_id = v.stage_id AND n.name = v.name AND n.version = v.version
+          WHERE v.stage_id = $1 AND v.deleted_at IS NULL
+          ORDER BY v.name",
+        cells![stage.as_str()],
+    )
+    .await?
+    .iter()
+    .map(variable)
+    .collect()
 }
 
 /// The names that the stage holds, sorted.

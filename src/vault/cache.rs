@@ -18,7 +18,8 @@ use crate::storage::variables::VariableRow;
 
 /// How many bytes memory may hold.
 const CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// The largest stage whose envelopes are held; of a larger one only the rest is.
+/// The largest stage, in bytes of the envelopes of its newest versions: no write makes a larger one, and of one that is
+/// larger all the same the envelopes are not held.
 pub(crate) const STAGE_BYTES_MAX: i64 = 8 * 1024 * 1024;
 /// What an entry costs beside its texts, roughly.
 const ENTRY_BYTES: usize = 256;

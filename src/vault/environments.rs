@@ -159,8 +159,8 @@ pub(crate) async fn load_environment(
     stage: StageRow,
 ) -> Result<Environment, storage::Error> {
     let grants = access_grants(storage::projects::access_entries(db, &stage.id).await?)?;
-    let bytes = storage::variables::sealed_bytes(db, &stage.id).await?;
-    let variables = if bytes <= STAGE_BYTES_MAX {
+    let size = storage::variables::stage_size(db, &stage.id).await?;
+    let variables = if size.sealed_bytes <= STAGE_BYTES_MAX {
         let rows = storage::variables::newest_variables(db, &stage.id).await?;
         let by_name: BTreeMap<_, _> = rows
             .into_iter()

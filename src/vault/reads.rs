@@ -13,10 +13,10 @@ use super::variables::{Ask, Opened, ReadError, Target, VariableMetadata};
 use super::writer::{Change, Recorded, Recording, Relied, Usage, Verdict, Work};
 use super::{Core, Unavailable, Vault};
 use crate::domain::access::{
-    Actor, Caller, Refusal, Scope, TokenCaller, may_list_variables, may_read,
+    self, Actor, Caller, Refusal, Scope, StageAct, TokenCaller, may_list_variables, may_read,
 };
 use crate::domain::audit::{Action, AuditEvent, Origin, Outcome};
-use crate::domain::names::{ProjectSlug, StageSlug};
+use crate::domain::names::{ProjectSlug, StageSlug, VariableName};
 use crate::storage;
 use crate::storage::Connection;
 use crate::storage::variables::VariableRow;
@@ -199,6 +199,30 @@ impl Request<'_> {
     }
 }
 
+/// How many names the record of something refused keeps: whoever may do nothing is not to fill the database.
+const REFUSED_NAMES_MAX: usize = 16;
+
+/// The names and the detail of the record of something refused.
+pub(crate) fn refused_names<'a>(
+    names: impl Iterator<Item = &'a VariableName>,
+    refusal: &Refusal,
+) -> (Vec<String>, String) {
+    let mut kept = Vec::new();
+    let mut total = 0_usize;
+    for name in names {
+        total += 1;
+        if total <= REFUSED_NAMES_MAX {
+            kept.push(name.to_string());
+        }
+    }
+    let detail = if total > REFUSED_NAMES_MAX {
+        format!("{refusal} (the first {REFUSED_NAMES_MAX} of {total} names are kept)")
+    } else {
+        refusal.to_string()
+    };
+    (kept, detail)
+}
+
 /// The event of a read that was refused.
 fn refused_read(
     caller: &Caller,
@@ -207,10 +231,11 @@ fn refused_read(
     wanted: Wanted<'_>,
     refusal: &Refusal,
 ) -> AuditEvent {
-    let names = match wanted {
-        Wanted::Named(asks) => asks.iter().map(|ask| ask.name.to_string()).collect(),
-        Wanted::All => Vec::new(),
+    let asks = match wanted {
+        Wanted::Named(asks) => asks,
+        Wanted::All => &[],
     };
+    let (names, detail) = refused_names(asks.iter().map(|ask| &ask.name), refusal);
     stage_event(
         Action::ReadRefused,
         caller.actor(),
@@ -218,7 +243,7 @@ fn refused_read(
         names,
         origin,
         Outcome::Refused,
-        refusal.to_string(),
+        detail,
     )
 }
 
@@ -350,6 +375,10 @@ impl Vault {
                 core.cache.forget_stage(&environment.facts.stage);
                 return Ok(None);
             }
+            // Nothing is recorded that would hold the credential against the database.
+            if let Some(refusal) = self.ended(token).await? {
+                return Err(self.refuse(request, refusal).await?);
+            }
             return Ok(Some(answer));
         };
         let recording = Recording {
@@ -369,16 +398,7 @@ impl Vault {
             }
             Recorded::CredentialEnded => {
                 core.cache.forget_token_id(&token.token);
-                let refusal = Refusal::CredentialEnded;
-                let event = refused_read(
-                    request.caller,
-                    request.origin,
-                    target,
-                    request.wanted,
-                    &refusal,
-                );
-                self.record_event(chain_of(request.caller), event).await?;
-                Err(refusal.into())
+                Err(self.refuse(request, Refusal::CredentialEnded).await?)
             }
         }
     }
@@ -401,23 +421,34 @@ impl Vault {
     /// What a caller is told of a stage that is not there: a scoped or too small one the same as of any other.
     async fn no_environment(&self, request: &Request<'_>) -> Result<ReadError, Unavailable> {
         let target = request.target;
-        match refusal_for_absent(self, request.token, target).await? {
-            Some(refusal) => {
-                let event = refused_read(
-                    request.caller,
-                    request.origin,
-                    target,
-                    request.wanted,
-                    &refusal,
-                );
-                self.record_event(chain_of(request.caller), event).await?;
-                Ok(refusal.into())
-            }
+        let refusal = match self.ended(request.token).await? {
+            Some(ended) => Some(ended),
+            None => refusal_for_absent(self, request.token, target, StageAct::Read).await?,
+        };
+        match refusal {
+            Some(refusal) => self.refuse(request, refusal).await,
             None => Ok(ReadError::NoEnvironment {
                 project: target.project.clone(),
                 stage: target.stage.clone(),
             }),
         }
+    }
+
+    /// Records that a read was refused.
+    async fn refuse(
+        &self,
+        request: &Request<'_>,
+        refusal: Refusal,
+    ) -> Result<ReadError, Unavailable> {
+        let event = refused_read(
+            request.caller,
+            request.origin,
+            request.target,
+            request.wanted,
+            &refusal,
+        );
+        self.record_event(chain_of(request.caller), event).await?;
+        Ok(refusal.into())
     }
 
     /// What the stage holds, sorted by name.
@@ -442,7 +473,7 @@ impl Vault {
         .map_err(Unavailable::from)?;
         let Some(stage) = stage else {
             drop(db);
-            return match refusal_for_absent(self, token, target).await? {
+            return match refusal_for_absent(self, token, target, StageAct::List).await? {
                 Some(refusal) => Err(refusal.into()),
                 None => Err(ReadError::NoEnvironment {
                     project: target.project.clone(),
@@ -451,7 +482,7 @@ impl Vault {
             };
         };
         may_list_variables(caller, &facts_of(&stage))?;
-        let rows = storage::variables::newest_variables(&mut db, &stage.id)
+        let rows = storage::variables::newest_without_envelopes(&mut db, &stage.id)
             .await
             .map_err(Unavailable::from)?;
         Ok(rows
@@ -466,6 +497,15 @@ impl Vault {
                 updated_at_ms: row.updated_at,
             })
             .collect())
+    }
+
+    /// What a credential that has ended is refused with.
+    pub(crate) async fn ended(&self, token: &TokenCaller) -> Result<Option<Refusal>, Unavailable> {
+        match self.confirm_token(token).await {
+            Ok(()) => Ok(None),
+            Err(ConfirmError::Refused(refusal)) => Ok(Some(refusal)),
+            Err(ConfirmError::Unavailable(error)) => Err(error),
+        }
     }
 
     /// Asks the database whether a credential still is one, where another replica may have ended it.
@@ -591,23 +631,14 @@ pub(crate) async fn refusal_for_absent(
     vault: &Vault,
     token: &TokenCaller,
     target: &Target,
+    act: StageAct,
 ) -> Result<Option<Refusal>, Unavailable> {
-    Ok(match &token.scope {
-        Scope::Stage(..) => Some(Refusal::OutOfScope),
-        Scope::Project(only) => {
-            let mut db = vault.reader().await?;
-            let project =
-                storage::projects::project_by_slug(&mut db, &token.organization, &target.project)
-                    .await?;
-            project
-                .is_none_or(|project| project.id != *only)
-                .then_some(Refusal::OutOfScope)
-        }
-        Scope::Organization if !token.role.sees_structure() => Some(Refusal::RoleTooSmall {
-            role: token.role,
-            act: "read values",
-            needs: "owner, admin, developer, operator and viewer",
-        }),
-        Scope::Organization => None,
-    })
+    let project = if matches!(token.scope, Scope::Project(_)) {
+        let mut db = vault.reader().await?;
+        storage::projects::project_by_slug(&mut db, &token.organization, &target.project).await?
+    } else {
+        None
+    };
+    let project = project.map(|project| project.id);
+    Ok(access::refusal_for_absent(token, act, project.as_ref()))
 }

@@ -290,7 +290,9 @@ on_both_databases!(
     each_absence_has_its_own_error,
     a_type_that_the_caller_does_not_expect_is_refused,
     a_token_of_a_small_role_is_refused_and_the_refusal_is_recorded,
+    the_record_of_a_refusal_keeps_few_names,
     a_scoped_token_cannot_tell_what_is_there_outside_its_scope,
+    a_role_that_sees_nothing_cannot_tell_which_stages_are_there,
     a_pod_has_no_business_on_the_other_routes,
     another_organizations_slug_is_refused,
     an_unknown_a_revoked_and_an_expired_token_read_the_same,
@@ -325,6 +327,8 @@ on_both_databases!(
     a_request_that_named_itself_is_counted_once,
     a_database_that_takes_no_writes_is_unavailable_and_recovers,
     a_stage_larger_than_memory_is_read_all_the_same,
+    a_stage_takes_no_more_variables_than_it_may,
+    a_stage_takes_no_more_bytes_than_it_may,
 );
 
 async fn a_written_value_is_read_back_and_survives_a_restart(place: Place) {
@@ -594,6 +598,44 @@ async fn a_token_of_a_small_role_is_refused_and_the_refusal_is_recorded(place: P
     assert_eq!(acme.findings().await, Vec::<String>::new());
 }
 
+async fn the_record_of_a_refusal_keeps_few_names(place: Place) {
+    let acme = Acme::on(&place).await;
+    let billing = acme.caller(Role::Billing, None, None).await;
+    let operator = acme.caller(Role::Operator, None, None).await;
+    let stage = target("shop", "development");
+    let names: Vec<String> = (0..1000).map(|at| format!("NAME_{at}")).collect();
+    let asks: Vec<Ask> = names.iter().map(|name| ask(name)).collect();
+    let entries = || names.iter().map(|name| entry(name, "x")).collect();
+    let read = acme
+        .vault
+        .evaluate(&billing, &origin(), &stage, &asks, None)
+        .await;
+    assert!(matches!(read, Err(ReadError::Refused(_))), "{read:?}");
+    for caller in [&billing, &operator] {
+        let written = acme
+            .vault
+            .write(caller, &origin(), &stage, upsert(entries()))
+            .await;
+        assert!(
+            matches!(written, Err(WriteError::Refused(_))),
+            "{written:?}"
+        );
+    }
+    let mut db = acme.intruder().await;
+    let statement =
+        "SELECT names, detail FROM audit_records WHERE outcome = 'refused' ORDER BY sequence";
+    let rows = db.rows(statement, cells![]).await.unwrap();
+    assert_eq!(rows.len(), 3);
+    for row in rows {
+        assert_eq!(
+            row.text(0).unwrap().lines().collect::<Vec<_>>(),
+            names[..16]
+        );
+        assert!(row.text(1).unwrap().ends_with("of 1000 names are kept)"));
+    }
+    assert_eq!(acme.findings().await, Vec::<String>::new());
+}
+
 async fn a_scoped_token_cannot_tell_what_is_there_outside_its_scope(place: Place) {
     let acme = Acme::on(&place).await;
     acme.write("staging", vec![entry("A", "x")]).await.unwrap();
@@ -658,6 +700,47 @@ async fn a_scoped_token_cannot_tell_what_is_there_outside_its_scope(place: Place
         acme.vault.list_projects(&scoped, None).await.unwrap().len(),
         1
     );
+}
+
+async fn a_role_that_sees_nothing_cannot_tell_which_stages_are_there(place: Place) {
+    let acme = Acme::on(&place).await;
+    acme.write("development", vec![entry("A", "x")])
+        .await
+        .unwrap();
+    let of_organization = acme.caller(Role::Billing, None, None).await;
+    let of_project = acme.caller(Role::Billing, Some("shop"), None).await;
+    for caller in [&of_organization, &of_project] {
+        let mut answers: [Vec<String>; 4] = Default::default();
+        for stage in ["development", "production", "nowhere"] {
+            let stage = target("shop", stage);
+            let write = async |value: &str| {
+                let write = upsert(vec![entry("A", value)]);
+                acme.vault.write(caller, &origin(), &stage, write).await
+            };
+            let read = acme
+                .vault
+                .evaluate(caller, &origin(), &stage, &[ask("A")], None)
+                .await;
+            answers[0].push(read.unwrap_err().to_string());
+            answers[1].push(write("y").await.unwrap_err().to_string());
+            answers[1].push(write("y\0").await.unwrap_err().to_string());
+            let listed = acme.vault.list(caller, &stage).await;
+            answers[2].push(listed.unwrap_err().to_string());
+            let pulled = acme.vault.pull(caller, &origin(), &stage, None).await;
+            answers[3].push(pulled.unwrap_err().to_string());
+        }
+        for (answers, act) in answers.iter_mut().zip(["read", "write", "list", "read"]) {
+            answers.dedup();
+            assert_eq!(answers.len(), 1, "{answers:?}");
+            let says = format!("the role billing may not {act} ");
+            assert!(answers[0].starts_with(&says), "{answers:?}");
+        }
+    }
+    let stage = target("none", "development");
+    assert!(matches!(
+        acme.vault.list(&of_project, &stage).await,
+        Err(ReadError::Refused(Refusal::OutOfScope))
+    ));
 }
 
 async fn a_pod_has_no_business_on_the_other_routes(place: Place) {
@@ -1817,6 +1900,97 @@ async fn a_stage_larger_than_memory_is_read_all_the_same(place: Place) {
     ));
 }
 
+/// What a write was refused for, which is what is wrong with the request.
+fn problem(refused: Result<Written, WriteError>) -> String {
+    match refused {
+        Err(WriteError::Invalid { problem }) => problem,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn a_stage_takes_no_more_variables_than_it_may(place: Place) {
+    let acme = Acme::on(&place).await;
+    let entries = |range: std::ops::Range<usize>| {
+        range
+            .map(|at| entry(&format!("NAME_{at}"), "x"))
+            .collect::<Vec<_>>()
+    };
+    let refused = problem(acme.write("development", entries(0..4097)).await);
+    assert!(refused.contains("names 4097"), "{refused}");
+    acme.write("development", entries(0..4096)).await.unwrap();
+    let refused = problem(acme.write("development", entries(4096..4097)).await);
+    assert!(
+        refused.contains("would hold 4097 variables and may hold 4096"),
+        "{refused}"
+    );
+    assert!(matches!(
+        acme.read("development", "NAME_4096").await,
+        Err(ReadError::NoVariable { .. })
+    ));
+    // One that is there may be replaced, and one that is deleted makes room.
+    acme.write("development", vec![entry("NAME_1", "y")])
+        .await
+        .unwrap();
+    let mut write = upsert(entries(4096..4097));
+    write.deletes.push("NAME_0".parse().unwrap());
+    acme.vault
+        .write(
+            &acme.owner,
+            &origin(),
+            &target("shop", "development"),
+            write,
+        )
+        .await
+        .unwrap();
+    assert_eq!(acme.read("development", "NAME_4096").await.unwrap(), "x");
+    assert_eq!(acme.findings().await, Vec::<String>::new());
+}
+
+async fn a_stage_takes_no_more_bytes_than_it_may(place: Place) {
+    let acme = Acme::on(&place).await;
+    acme.write("development", vec![entry("A", "x"), entry("B", "y")])
+        .await
+        .unwrap();
+    // Only its length counts here.
+    let mut db = acme.intruder().await;
+    let filler = "f".repeat(8 * 1024 * 1024 - 200);
+    db.execute(
+        "UPDATE variable_versions SET envelope_a = $1 WHERE name = 'B'",
+        cells![filler],
+    )
+    .await
+    .unwrap();
+    acme.vault.core().cache.forget_all();
+    let value = "v".repeat(1024);
+    let refused = problem(acme.write("development", vec![entry("C", &value)]).await);
+    assert!(
+        refused.contains("once sealed and may take 8388608"),
+        "{refused}"
+    );
+    let listed = acme
+        .vault
+        .list(&acme.owner, &target("shop", "development"))
+        .await
+        .unwrap();
+    let names: Vec<&str> = listed.iter().map(|found| found.name.as_str()).collect();
+    assert_eq!(names, ["A", "B"]);
+    assert_eq!(acme.read("development", "A").await.unwrap(), "x");
+    let write = Write {
+        mode: WriteMode::Upsert,
+        entries: Vec::new(),
+        deletes: vec!["B".parse().unwrap()],
+    };
+    let stage = target("shop", "development");
+    acme.vault
+        .write(&acme.owner, &origin(), &stage, write)
+        .await
+        .unwrap();
+    acme.write("development", vec![entry("C", &value)])
+        .await
+        .unwrap();
+    assert_eq!(acme.read("development", "C").await.unwrap(), value);
+}
+
 #[tokio::test]
 async fn a_second_process_on_one_sqlite_file_is_refused_by_name() {
     let place = Place::sqlite();
@@ -2081,4 +2255,166 @@ async fn a_postgres_that_went_away_and_came_back_is_used_again() {
     postgres::end_connections(&place.address).await;
     assert_eq!(acme.read("development", "A").await.unwrap(), "y");
     acme.vault.check().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_replica_that_vanished_inside_a_group_is_not_waited_for() {
+    let acme = Acme::on(&Place::postgres().await).await;
+    acme.write("development", vec![entry("KEY", "one")])
+        .await
+        .unwrap();
+    let mut vanished = acme.intruder().await;
+    vanished.begin().await.unwrap();
+    let heads = "SELECT chain FROM audit_heads FOR UPDATE";
+    vanished.rows(heads, cells![]).await.unwrap();
+    let began = std::time::Instant::now();
+    let refused = acme.write("development", vec![entry("KEY", "two")]).await;
+    assert!(
+        matches!(refused, Err(WriteError::Unavailable(_))),
+        "{refused:?}"
+    );
+    assert!(began.elapsed().as_secs() < 8, "{:?}", began.elapsed());
+    while acme
+        .write("development", vec![entry("KEY", "three")])
+        .await
+        .is_err()
+    {
+        assert!(began.elapsed().as_secs() < 30, "its locks are still held");
+    }
+    // The server ended it: what it had locked is free, and it can do no more.
+    assert!(vanished.commit().await.is_err());
+    assert_eq!(acme.read("development", "KEY").await.unwrap(), "three");
+    assert_eq!(acme.findings().await, Vec::<String>::new());
+}
+
+/// Stands between the vault and its server until it is cut.
+struct Wire {
+    address: String,
+    cut: tokio::sync::watch::Sender<bool>,
+}
+
+impl Wire {
+    async fn to(address: &str) -> Self {
+        let start = address.find("127.0.0.1:").unwrap();
+        let host: String = address[start..]
+            .chars()
+            .take_while(|letter| *letter != '/')
+            .collect();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let own = listener.local_addr().unwrap().to_string();
+        let (cut, is_cut) = tokio::sync::watch::channel(false);
+        let server = host.clone();
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let (server, mut is_cut) = (server.clone(), is_cut.clone());
+                tokio::spawn(async move {
+                    let mut far = tokio::net::TcpStream::connect(server).await.unwrap();
+                    let was_cut = tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => false,
+                        cut = async { is_cut.wait_for(|is_cut| *is_cut).await.is_ok() } => cut,
+                    };
+                    if was_cut {
+                        // Both ends stay open and hear nothing.
+                        drop(is_cut.wait_for(|is_cut| !*is_cut).await);
+                    }
+                });
+            }
+        });
+        Self {
+            address: address.replace(&host, &own),
+            cut,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_behind_a_cut_wire_is_unavailable_and_comes_back() {
+    let mut place = Place::postgres().await;
+    let wire = Wire::to(&place.address).await;
+    place.address.clone_from(&wire.address);
+    let acme = Acme::on(&place).await;
+    acme.write("development", vec![entry("KEY", "one")])
+        .await
+        .unwrap();
+    wire.cut.send(true).unwrap();
+    let began = std::time::Instant::now();
+    let target = target("shop", "development");
+    let (written, listed) = tokio::join!(
+        acme.write("development", vec![entry("KEY", "two")]),
+        acme.vault.list(&acme.owner, &target),
+    );
+    assert!(
+        matches!(written, Err(WriteError::Unavailable(_))),
+        "{written:?}"
+    );
+    assert!(
+        matches!(listed, Err(ReadError::Unavailable(_))),
+        "{listed:?}"
+    );
+    assert!(began.elapsed().as_secs() < 40, "{:?}", began.elapsed());
+    wire.cut.send(false).unwrap();
+    acme.write("development", vec![entry("KEY", "three")])
+        .await
+        .unwrap();
+    assert_eq!(acme.read("development", "KEY").await.unwrap(), "three");
+}
+
+#[tokio::test]
+async fn a_token_that_another_replica_revoked_is_told_nothing() {
+    let place = Place::postgres().await;
+    let acme = Acme::on(&place).await;
+    acme.write("development", vec![entry("A", "x")])
+        .await
+        .unwrap();
+    let other = place.open().await;
+    let token = acme.token(Role::Admin, None, None).await;
+    let admin = known(&other, &token).await;
+    // What the other replica holds in memory is what it would answer of.
+    assert_eq!(read(&other, &admin, "development", "A").await.unwrap(), "x");
+    acme.vault
+        .revoke_token(&origin(), &"acme".parse().unwrap(), &token.id)
+        .await
+        .unwrap();
+    let typed = [Ask {
+        name: "A".parse().unwrap(),
+        declared_type: Some(DeclaredType::Json),
+    }];
+    for (stage, asks) in [
+        ("development", [ask("NONE")]),
+        ("development", typed),
+        ("nowhere", [ask("A")]),
+    ] {
+        let stage = target("shop", stage);
+        let refused = other
+            .evaluate(&admin, &origin(), &stage, &asks, None)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(refused, ReadError::Refused(Refusal::CredentialEnded)),
+            "{refused:?}"
+        );
+    }
+    for (stage, value) in [
+        ("development", "y"),
+        ("development", "y\0"),
+        ("nowhere", "y"),
+        ("nowhere", "y\0"),
+    ] {
+        let refused = other
+            .write(
+                &admin,
+                &origin(),
+                &target("shop", stage),
+                upsert(vec![entry("A", value)]),
+            )
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(refused, WriteError::Refused(Refusal::CredentialEnded)),
+            "{stage} {value:?}: {refused:?}"
+        );
+    }
+    let actions = acme.actions().await;
+    let count = |action: &str| actions.iter().filter(|found| *found == action).count();
+    assert_eq!((count("read.refused"), count("write.refused")), (3, 4));
 }

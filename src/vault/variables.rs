@@ -161,7 +161,7 @@ pub enum WriteError {
         stage: StageSlug,
     },
     /// The request itself is wrong: a doubled name, a value that its type does not accept, too long, with NUL, nothing to do,
-    /// or a name that exists in mode `create_only`.
+    /// a name that exists in mode `create_only`, or a stage that would become too large.
     #[error("{problem}")]
     Invalid {
         /// Which name, what is wrong, what would pass. Never a value.

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -28,6 +29,9 @@ pub(crate) const QUEUE_JOBS_MAX: usize = 2048;
 const READS: &str = "dynamic_requests";
 /// How many epochs the writer remembers.
 const KNOWN_EPOCHS_MAX: usize = 10_000;
+
+/// How long a group may take where the database is reached over a network.
+const GROUP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A failure that several callers share.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -321,7 +325,7 @@ impl Writer {
         if group.recordings.is_empty() && group.changes.is_empty() {
             return;
         }
-        match self.try_write(&mut group).await {
+        match self.write_in_time(&mut group).await {
             Ok(done) => {
                 for stage in &done.changed_stages {
                     self.core.cache.forget_stage(stage);
@@ -357,6 +361,20 @@ impl Writer {
         }
         for change in group.changes {
             change.answer();
+        }
+    }
+
+    /// Writes a group, and gives it up with its connection when the database does not answer: nobody is to wait for a
+    /// server that cannot be reached.
+    async fn write_in_time(&mut self, group: &mut Group) -> Result<Done, storage::Error> {
+        if !self.core.database.is_shared() {
+            return self.try_write(group).await;
+        }
+        match tokio::time::timeout(GROUP_TIMEOUT, self.try_write(group)).await {
+            Ok(ended) => ended,
+            Err(_) => Err(storage::Error::TooSlow {
+                seconds: GROUP_TIMEOUT.as_secs(),
+            }),
         }
     }
 
@@ -437,7 +455,7 @@ impl Writer {
                 work.changed_tokens.truncate(tokens);
             }
             if let Err(error) = ended {
-                if error.is_conflict() {
+                if error.is_conflict() || error.is_given_up() {
                     return Err(error);
                 }
                 work.events.clear();

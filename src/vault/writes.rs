@@ -2,22 +2,26 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::cache::STAGE_BYTES_MAX;
 use super::environments::{facts_of, place};
 use super::projects::organization_of;
-use super::reads::{chain_of, refusal_for_absent, stage_event};
+use super::reads::{chain_of, refusal_for_absent, refused_names, stage_event};
 use super::records::Chain;
 use super::variables::{Target, Write, WriteError, WriteMode, Written};
 use super::writer::{Change, Verdict, Work};
 use super::{Core, Unavailable, Vault, make_id, no_random};
 use crate::crypto::keys::derive_digest_hex;
-use crate::domain::access::{Caller, Refusal, StageFacts, TokenCaller, may_write};
+use crate::domain::access::{Caller, Refusal, StageAct, StageFacts, TokenCaller, may_write};
 use crate::domain::audit::{Action, Origin, Outcome};
 use crate::domain::names::{OperationId, StageId, VariableName};
 use crate::domain::operation::OperationKind;
 use crate::domain::plaintext::Plaintext;
 use crate::domain::variable::{DeclaredType, Kind, Visibility};
 use crate::storage;
-use crate::storage::variables::{OperationRow, VariableRow};
+use crate::storage::variables::{OperationRow, StageSize, VariableRow};
+
+/// How many variables a stage may hold, and how many names one write may have.
+pub(crate) const STAGE_VARIABLES_MAX: usize = 4096;
 
 impl Vault {
     /// Writes and deletes in one transaction.
@@ -62,12 +66,13 @@ impl Vault {
                 .await
                 .map_err(Unavailable::from)?;
                 drop(db);
-                let answer = match stage {
-                    None => Err(WriteError::NoEnvironment {
+                let answer = match (self.ended(&token).await?, stage) {
+                    (Some(refusal), _) => Err(refusal.into()),
+                    (None, None) => Err(WriteError::NoEnvironment {
                         project: target.project.clone(),
                         stage: target.stage.clone(),
                     }),
-                    Some(stage) => match may_write(caller, &facts_of(&stage)) {
+                    (None, Some(stage)) => match may_write(caller, &facts_of(&stage)) {
                         Ok(_) => Err(WriteError::Invalid { problem }),
                         Err(refusal) => Err(refusal.into()),
                     },
@@ -80,18 +85,22 @@ impl Vault {
             }
             None => (self.0.queue.change(change).await?, None),
         };
-        if let Err(WriteError::NoEnvironment { .. }) = &answer
-            && let Some(refusal) = refusal_for_absent(self, &token, target).await?
-        {
-            let nothing = Write {
-                mode: WriteMode::Upsert,
-                entries: Vec::new(),
-                deletes: Vec::new(),
+        if let Err(WriteError::NoEnvironment { .. }) = &answer {
+            let refusal = match self.ended(&token).await? {
+                Some(ended) => Some(ended),
+                None => refusal_for_absent(self, &token, target, StageAct::Write).await?,
             };
-            let write = write.as_ref().unwrap_or(&nothing);
-            self.record_refused_write(caller, origin, target, write, &refusal)
-                .await?;
-            return Err(refusal.into());
+            if let Some(refusal) = refusal {
+                let nothing = Write {
+                    mode: WriteMode::Upsert,
+                    entries: Vec::new(),
+                    deletes: Vec::new(),
+                };
+                let write = write.as_ref().unwrap_or(&nothing);
+                self.record_refused_write(caller, origin, target, write, &refusal)
+                    .await?;
+                return Err(refusal.into());
+            }
         }
         answer
     }
@@ -104,14 +113,15 @@ impl Vault {
         write: &Write,
         refusal: &Refusal,
     ) -> Result<(), Unavailable> {
+        let (names, detail) = refused_names(write.names(), refusal);
         let event = stage_event(
             Action::WriteRefused,
             caller.actor(),
             (&target.project, &target.stage),
-            write.names().map(ToString::to_string).collect(),
+            names,
             origin,
             Outcome::Refused,
-            refusal.to_string(),
+            detail,
         );
         self.record_event(chain_of(caller), event).await
     }
@@ -141,6 +151,12 @@ impl WriteVariables {
         let write = &self.write;
         if write.entries.is_empty() && write.deletes.is_empty() {
             return Some("there is nothing to do: give entries or deletes".to_owned());
+        }
+        if write.names().count() > STAGE_VARIABLES_MAX {
+            return Some(format!(
+                "one write may name {STAGE_VARIABLES_MAX} variables and this one names {}: write them in several parts",
+                write.names().count()
+            ));
         }
         let mut names = BTreeSet::new();
         if let Some(name) = write.names().find(|name| !names.insert(*name)) {
@@ -172,14 +188,15 @@ impl WriteVariables {
     }
 
     fn refused(&self, work: &mut Work, refusal: Refusal) -> Verdict<Result<Written, WriteError>> {
+        let (names, detail) = refused_names(self.write.names(), &refusal);
         let event = stage_event(
             Action::WriteRefused,
             self.caller.actor(),
             (&self.target.project, &self.target.stage),
-            self.write.names().map(ToString::to_string).collect(),
+            names,
             &self.origin,
             Outcome::Refused,
-            refusal.to_string(),
+            detail,
         );
         work.events.push((self.chain(), event));
         Verdict::TakeBack(Err(refusal.into()))
@@ -241,6 +258,25 @@ impl Change for WriteVariables {
         }
         self.apply(work, &facts, revision, planned).await
     }
+}
+
+/// What is wrong with what a stage would hold: whole stages are read and listed at once.
+fn too_large(size: StageSize) -> Option<String> {
+    let StageSize {
+        variables,
+        sealed_bytes,
+    } = size;
+    if usize::try_from(variables).is_ok_and(|count| count > STAGE_VARIABLES_MAX) {
+        return Some(format!(
+            "the stage would hold {variables} variables and may hold {STAGE_VARIABLES_MAX}: delete some, or use a second stage"
+        ));
+    }
+    if sealed_bytes > STAGE_BYTES_MAX {
+        return Some(format!(
+            "the values of the stage would take {sealed_bytes} bytes once sealed and may take {STAGE_BYTES_MAX}: delete some, or use a second stage"
+        ));
+    }
+    None
 }
 
 /// What a write comes to, after all checks and before anything is sealed.
@@ -346,6 +382,7 @@ impl WriteVariables {
         planned: Planned<'_>,
     ) -> Result<Verdict<Result<Written, WriteError>>, storage::Error> {
         let Planned { entries, written } = planned;
+        let id: OperationId = make_id("op")?;
         let mut rows = Vec::with_capacity(entries.len());
         if !entries.is_empty() {
             let stored = storage::projects::active_data_key(&mut work.db, &facts.project)
@@ -384,9 +421,19 @@ impl WriteVariables {
                 rows.push(row);
             }
         }
+        storage::variables::append_versions(&mut work.db, &facts.stage, &id, &rows).await?;
+        for name in &written.deleted {
+            storage::variables::delete_variable(&mut work.db, &facts.stage, name, work.now_ms)
+                .await?;
+        }
+        if !rows.is_empty() {
+            let size = storage::variables::stage_size(&mut work.db, &facts.stage).await?;
+            if let Some(problem) = too_large(size) {
+                return Ok(Verdict::TakeBack(Err(WriteError::Invalid { problem })));
+            }
+        }
         let actor = self.caller.actor();
         let names: Vec<String> = self.write.names().map(ToString::to_string).collect();
-        let id: OperationId = make_id("op")?;
         let operation = OperationRow {
             id: &id,
             revision,
@@ -402,11 +449,6 @@ impl WriteVariables {
             created_at: work.now_ms,
         };
         storage::variables::insert_operation(&mut work.db, &facts.stage, &operation).await?;
-        storage::variables::append_versions(&mut work.db, &facts.stage, &id, &rows).await?;
-        for name in &written.deleted {
-            storage::variables::delete_variable(&mut work.db, &facts.stage, name, work.now_ms)
-                .await?;
-        }
         let organization = &facts.organization;
         storage::credentials::touch_token(
             &mut work.db,
