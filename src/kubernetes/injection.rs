@@ -29,7 +29,7 @@ use self::annotations::{INJECTED, INJECTED_CA, INJECTED_REVISION, INJECTED_STAGE
 use self::containers::Chosen;
 use self::exposure::Environment;
 use self::pod::PodName;
-pub(crate) use self::refusal::{Problem, Refusal};
+pub(crate) use self::refusal::{Problem, Problems, Refusal};
 
 /// Everything of ours in a container is under this directory.
 const DIRECTORY: &str = "/run/barekey.dev";
@@ -51,6 +51,11 @@ const INIT_CONTAINER: &str = "barekey-agent";
 const WRAPPER: [&str; 3] = [AGENT_PROGRAM, "run", "--"];
 /// The command of the init container.
 const INSTALL: [&str; 3] = ["/barekey", "install", AGENT_PROGRAM];
+
+/// How many warnings of one kind a pod's owner is told.
+const WARNINGS_MAX: usize = 16;
+/// The most that is written into the containers of one pod, in bytes: the API server stores objects of 1.5 MiB at most.
+const WRITTEN_BYTES_MAX: usize = 1024 * 1024;
 
 /// How the in-pod agent is delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -201,12 +206,15 @@ pub(crate) fn read(pod: &Value, namespace: &Namespace, audience: &str) -> Result
         });
     };
     if is_windows(pod) {
-        return Err(refuse(vec![Problem::Windows]));
+        return Err(refuse(Problems::from(Problem::Windows)));
+    }
+    if let Some(problem) = containers::too_many(pod) {
+        return Err(refuse(Problems::from(problem)));
     }
     let original = copies::restore(pod).map_err(refuse)?;
     let mut problems = delivery::taken_names(&original);
     let chosen = containers::choose(&original, &wishes)
-        .map_err(|more| problems.extend(more))
+        .map_err(|more| problems.absorb(more))
         .ok();
     let account = account(&original)
         .map_err(|source| problems.push(Problem::AccountName(source)))
@@ -257,7 +265,7 @@ impl Request {
         format!("{}/{}", self.stage_namespace, self.wishes.stage.name)
     }
 
-    fn refuse(&self, problems: Vec<Problem>) -> Refusal {
+    fn refuse(&self, problems: Problems) -> Refusal {
         Refusal {
             pod: self.name.clone(),
             problems,
@@ -277,22 +285,22 @@ pub(crate) fn check_access<'a>(
 ) -> Result<Granted<'a>, Refusal> {
     let (account, namespace) = (&request.account, &request.namespace);
     let Some(stage) = stage.filter(|it| grants_anything(&it.access, namespace, account)) else {
-        return Err(request.refuse(vec![Problem::NoAccess {
+        return Err(request.refuse(Problems::from(Problem::NoAccess {
             stage: request.stage_name(),
             account: account.clone(),
             namespace: namespace.clone(),
-        }]));
+        })));
     };
     let id = match (&stage.not_ready, &stage.id) {
         (None, Some(id)) => id,
         (why, _) => {
-            return Err(request.refuse(vec![Problem::StageNotReady {
+            return Err(request.refuse(Problems::from(Problem::StageNotReady {
                 stage: request.stage_name(),
                 why: why.clone().unwrap_or_else(|| "it has no id yet".to_owned()),
-            }]));
+            })));
         }
     };
-    let mut problems = Vec::new();
+    let mut problems = Problems::default();
     for variable in required(request) {
         if !grants_variable(&stage.access, namespace, account, variable) {
             problems.push(Problem::VariableNotGranted {
@@ -323,12 +331,15 @@ pub(crate) fn inject(
 ) -> Result<Injection, Refusal> {
     let Granted { id, stage } = granted;
     let mut wanted = request.original.clone();
-    let mut problems = Vec::new();
+    let mut problems = Problems::default();
+    let mut written = 0;
     let mut warnings = missing_names(request, names);
     for chosen in &request.chosen {
         let allowance = containers::allowance(&request.wishes, chosen, id);
+        let container = request.container(chosen);
         let environment = Environment {
-            container: request.container(chosen),
+            container,
+            own: pod::items(container, "env").iter().map(pod::name).collect(),
             chosen,
             allowance: &allowance,
             grants: &stage.access,
@@ -337,11 +348,21 @@ pub(crate) fn inject(
             names,
         };
         problems.extend(exposure::blind_checks(&environment));
-        warnings.extend(exposure::values_in_arguments(&environment));
-        if let Some(container) = containers::at(&mut wanted, chosen.place)
-            && let Err(more) = containers::wrap(container, &allowance, settings)
-        {
-            problems.extend(more);
+        if warnings.len() < WARNINGS_MAX {
+            warnings.extend(exposure::values_in_arguments(&environment));
+        }
+        let Some(container) = containers::at(&mut wanted, chosen.place) else {
+            continue;
+        };
+        match containers::wrap(container, &allowance, settings) {
+            Ok(bytes) => written += bytes,
+            Err(more) => problems.absorb(more),
+        }
+        if written > WRITTEN_BYTES_MAX {
+            problems.push(Problem::PodTooLong {
+                bytes_max: WRITTEN_BYTES_MAX,
+            });
+            break;
         }
     }
     if !problems.is_empty() {
@@ -379,6 +400,7 @@ fn missing_names(request: &Request, names: Option<&BTreeSet<VariableName>>) -> V
     required(request)
         .into_iter()
         .filter(|name| !names.contains(*name))
+        .take(WARNINGS_MAX)
         .map(|name| {
             format!(
                 "BarekeyStage {} has no variable {name}: the containers that ask for it do not start until it is written",
@@ -433,6 +455,7 @@ fn token_without_stage(pod: &Value, audience: &str) -> Vec<String> {
     pod::items(pod::spec(pod), "volumes")
         .iter()
         .filter(|volume| asks(volume))
+        .take(WARNINGS_MAX)
         .map(|volume| {
             format!(
                 "volume {} has a token for barekey, and without the annotation barekey.dev/stage it reads nothing",

@@ -4,6 +4,7 @@
 //! one: the answer is a patch without secrets, and values are given at the start of a container, to its pod alone. Nothing
 //! is made and nothing is kept, so a dry run needs no care.
 
+mod body;
 mod facts;
 mod review;
 #[cfg(test)]
@@ -14,8 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State as Shared};
+use axum::extract::{Request as HttpRequest, State as Shared};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
@@ -26,13 +26,12 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::domain::names::{Namespace, ObjectName, StageId, VariableName};
 
+use self::body::{Bodies, Malformed};
 pub use self::facts::{ClusterFacts, injection_settings, keep_addresses};
 use self::review::{Review, Verdict};
 use super::injection::{self, Asked, DeclaredStage, InjectionSettings, Request};
 use super::metrics::{AdmissionLabels, AdmissionOutcome, Metrics};
 
-/// The longest review that is read, in bytes: the API server takes requests of 3 MiB, and a review has one twice at most.
-const REVIEW_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How long the vault may take to name the variables of a stage.
 const NAMES_WAIT_MAX: Duration = Duration::from_secs(2);
 /// The group of the users that are nodes: only they make mirrors of static pods.
@@ -70,6 +69,7 @@ pub struct State {
     facts: Arc<dyn Facts>,
     settings: watch::Receiver<Arc<InjectionSettings>>,
     metrics: Metrics,
+    bodies: Arc<Bodies>,
 }
 
 impl State {
@@ -83,6 +83,7 @@ impl State {
             facts: Arc::new(facts),
             settings,
             metrics,
+            bodies: Arc::new(Bodies::new()),
         }
     }
 }
@@ -91,18 +92,24 @@ impl State {
 pub fn router(state: State) -> Router {
     Router::new()
         .route("/admission/pods", post(review_pod))
-        .layer(DefaultBodyLimit::max(REVIEW_BYTES_MAX))
         .layer(CatchPanicLayer::new())
         .with_state(state)
 }
 
 /// `POST /admission/pods`: what becomes of one pod.
-async fn review_pod(Shared(state): Shared<State>, body: Bytes) -> Response {
-    let review = match Review::parse(&body) {
-        Ok(review) => review,
-        Err(error) => {
+async fn review_pod(Shared(state): Shared<State>, request: HttpRequest) -> Response {
+    // The room is given back when the answer is made.
+    let parsed = match state.bodies.read(request.into_body()).await {
+        Ok((body, room)) => Review::parse(&body)
+            .map(|review| (review, room))
+            .map_err(Malformed::from),
+        Err(malformed) => Err(malformed),
+    };
+    let (review, _room) = match parsed {
+        Ok(parsed) => parsed,
+        Err(malformed) => {
             count(&state, AdmissionOutcome::Malformed);
-            return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response();
+            return malformed.into_response();
         }
     };
     let verdict = decide(&state, &review).await;

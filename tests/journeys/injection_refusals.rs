@@ -285,6 +285,11 @@ fn a_posted_review(namespace: &Namespace) {
             "{}",
             answer.text()
         );
+        assert!(
+            answer.text().contains("\"code\":\"INVALID_"),
+            "{}",
+            answer.text()
+        );
     }
 }
 

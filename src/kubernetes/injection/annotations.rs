@@ -8,7 +8,7 @@ use crate::domain::names::{NamePattern, VariableName};
 use crate::domain::reference::{StageReference, is_reserved_entry};
 
 use super::pod;
-use super::refusal::{Problem, shown};
+use super::refusal::{Problem, Problems, shown};
 
 /// Every annotation of ours starts so.
 pub(super) const PREFIX: &str = "barekey.dev/";
@@ -41,6 +41,10 @@ const LATER: [&str; 3] = [
 pub(super) const MARKS: [&str; 3] = [INJECTED_STAGE, INJECTED_REVISION, INJECTED_CA];
 /// Keys of ours that mean something elsewhere and nothing on a pod.
 const ELSEWHERE: [&str; 1] = ["barekey.dev/confirm-delete"];
+/// The most that our annotations may have together, keys and values: what the API server takes of all annotations.
+const BYTES_MAX: usize = 256 * 1024;
+/// The most items of one list.
+const ITEMS_MAX: usize = 1024;
 /// Modes of `barekey.dev/mode` that a later version knows.
 const LATER_MODES: [&str; 3] = ["auto", "file", "envfile"];
 
@@ -54,15 +58,25 @@ pub(super) struct Wishes {
     /// New name → name in the stage.
     pub(super) rename: BTreeMap<VariableName, VariableName>,
     /// The containers that are named; `None` for the default.
-    pub(super) containers: Option<Vec<String>>,
+    pub(super) containers: Option<BTreeSet<String>>,
 }
 
 /// Reads the annotations of a pod; `None` when none of them asks for anything.
 ///
 /// # Errors
 /// Every problem that there is.
-pub(super) fn read(pod: &Value) -> Result<Option<Wishes>, Vec<Problem>> {
-    let mut problems: Vec<Problem> = pod::annotations(pod)
+pub(super) fn read(pod: &Value) -> Result<Option<Wishes>, Problems> {
+    let bytes = pod::annotations(pod)
+        .filter(|(key, _)| key.starts_with(PREFIX))
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    if bytes > BYTES_MAX {
+        return Err(Problems::from(Problem::AnnotationsTooLong {
+            bytes,
+            bytes_max: BYTES_MAX,
+        }));
+    }
+    let mut problems: Problems = pod::annotations(pod)
         .filter_map(|(key, _)| unknown(key))
         .collect();
     let Some(stage) = pod::annotation(pod, STAGE) else {
@@ -89,7 +103,7 @@ pub(super) fn read(pod: &Value) -> Result<Option<Wishes>, Vec<Problem>> {
         None => Some((None, BTreeMap::new())),
         Some(Ok((variables, rename))) => Some((Some(variables), rename)),
         Some(Err(more)) => {
-            problems.extend(more);
+            problems.absorb(more);
             None
         }
     };
@@ -114,7 +128,7 @@ pub(super) fn read(pod: &Value) -> Result<Option<Wishes>, Vec<Problem>> {
     }
 }
 
-fn keep<T>(result: Result<T, Problem>, problems: &mut Vec<Problem>) -> Option<T> {
+fn keep<T>(result: Result<T, Problem>, problems: &mut Problems) -> Option<T> {
     result.map_err(|problem| problems.push(problem)).ok()
 }
 
@@ -141,10 +155,13 @@ fn unknown(key: &str) -> Option<Problem> {
 type Selection = (BTreeSet<NamePattern>, BTreeMap<VariableName, VariableName>);
 
 /// Reads `barekey.dev/variables`.
-fn select(text: &str) -> Result<Selection, Vec<Problem>> {
+fn select(text: &str) -> Result<Selection, Problems> {
+    if let Some(problem) = too_many(VARIABLES, text) {
+        return Err(Problems::from(problem));
+    }
     let mut variables = BTreeSet::new();
     let mut rename = BTreeMap::new();
-    let mut problems = Vec::new();
+    let mut problems = Problems::default();
     for item in text.split(',').map(str::trim) {
         let bad = || Problem::VariableItem { item: shown(item) };
         if item.is_empty() {
@@ -197,7 +214,21 @@ fn select(text: &str) -> Result<Selection, Vec<Problem>> {
     }
 }
 
-fn named_containers(text: &str) -> Result<Vec<String>, Problem> {
+fn too_many(key: &'static str, text: &str) -> Option<Problem> {
+    let count = text.split(',').count();
+    (count > ITEMS_MAX).then_some(Problem::TooMany {
+        what: key,
+        count,
+        items: "items",
+        count_max: ITEMS_MAX,
+        instead: "name fewer, or leave the annotation out for all",
+    })
+}
+
+fn named_containers(text: &str) -> Result<BTreeSet<String>, Problem> {
+    if let Some(problem) = too_many(CONTAINERS, text) {
+        return Err(problem);
+    }
     text.split(',')
         .map(|item| match item.trim() {
             "" => Err(Problem::EmptyItem {
@@ -264,6 +295,7 @@ mod tests {
     fn problems(annotations: Value) -> Vec<String> {
         read(&pod(annotations))
             .expect_err("it is refused")
+            .told()
             .iter()
             .map(Problem::to_string)
             .collect()
@@ -342,7 +374,7 @@ mod tests {
         );
         assert_eq!(
             wishes.containers,
-            Some(vec!["app".to_owned(), "init".to_owned()])
+            Some(["app".to_owned(), "init".to_owned()].into())
         );
     }
 
@@ -400,6 +432,35 @@ mod tests {
             "barekey.dev/zzz": "x",
         }));
         assert_eq!(told.len(), 5, "{told:?}");
+    }
+
+    #[test]
+    fn a_list_of_1024_items_is_read_and_a_longer_one_is_refused_at_once() {
+        for (key, allowed) in [("variables", "A"), ("containers", "a")] {
+            let list = |items: usize| {
+                let text = vec![allowed; items].join(",");
+                json!({"barekey.dev/stage": "a", format!("barekey.dev/{key}"): text})
+            };
+            assert!(read(&pod(list(1024))).is_ok(), "{key}");
+            let told = problems(list(1025));
+            assert_eq!(told.len(), 1, "{told:?}");
+            assert!(
+                told[0].starts_with(&format!(
+                    "barekey.dev/{key} has 1025 items, more than 1024: name fewer"
+                )),
+                "{told:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn annotations_of_ours_above_256_kib_are_refused_and_those_of_others_do_not_count() {
+        let large = "x".repeat(BYTES_MAX);
+        let told = problems(json!({"barekey.dev/stage": "a", "barekey.dev/mode": large}));
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains("more than 262144"), "{told:?}");
+        let others = json!({"barekey.dev/stage": "a", "example.com/large": large});
+        assert!(read(&pod(others)).is_ok());
     }
 
     #[test]

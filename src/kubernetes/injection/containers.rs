@@ -12,7 +12,7 @@ use crate::domain::reference::{
 use super::annotations::Wishes;
 use super::dollars;
 use super::pod::{self, List, Place};
-use super::refusal::{Problem, shown};
+use super::refusal::{Problem, Problems, shown};
 use super::{
     AGENT_DIRECTORY, AGENT_VOLUME, DIRECTORY, InjectionSettings, TOKEN_DIRECTORY, TOKEN_FILE,
     TOKEN_VOLUME, WRAPPER,
@@ -41,6 +41,11 @@ const WAIT_SECONDS: u32 = 60;
 /// The longest entry that is written, in bytes: the kernel takes 128 KiB for one, and other programs take less.
 const ENTRY_BYTES_MAX: usize = 64 * 1024;
 
+/// The most containers of a pod that asks for injection.
+const CONTAINERS_MAX: usize = 256;
+/// The most references in the containers of one pod.
+const REFERENCES_MAX: usize = 1024;
+
 /// A container that gets values.
 #[derive(Debug)]
 pub(super) struct Chosen {
@@ -56,13 +61,13 @@ pub(super) struct Chosen {
 ///
 /// # Errors
 /// Every container that cannot get them, or that the annotation names and that is not there.
-pub(super) fn choose(pod: &Value, wishes: &Wishes) -> Result<Vec<Chosen>, Vec<Problem>> {
+pub(super) fn choose(pod: &Value, wishes: &Wishes) -> Result<Vec<Chosen>, Problems> {
     let mut problems = missing(pod, wishes);
     let mut chosen = Vec::new();
     for (place, container) in pod::containers(pod) {
         let name = pod::name(container);
         let wanted = match &wishes.containers {
-            Some(names) => names.iter().any(|wanted| wanted == name),
+            Some(names) => names.contains(name),
             None => !KNOWN_PROXIES.contains(&name),
         };
         let (references, bad) = references(container);
@@ -73,12 +78,22 @@ pub(super) fn choose(pod: &Value, wishes: &Wishes) -> Result<Vec<Chosen>, Vec<Pr
             }));
             continue;
         }
-        problems.extend(bad);
-        problems.extend(obstacles(container));
+        problems.absorb(bad);
+        problems.absorb(obstacles(container));
         chosen.push(Chosen {
             place,
             name: name.to_owned(),
             references,
+        });
+    }
+    let count = chosen.iter().map(|it: &Chosen| it.references.len()).sum();
+    if count > REFERENCES_MAX {
+        problems.push(Problem::TooMany {
+            what: "the pod",
+            count,
+            items: "references to variables",
+            count_max: REFERENCES_MAX,
+            instead: "list the names in barekey.dev/variables",
         });
     }
     if chosen.is_empty() && problems.is_empty() {
@@ -91,10 +106,22 @@ pub(super) fn choose(pod: &Value, wishes: &Wishes) -> Result<Vec<Chosen>, Vec<Pr
     }
 }
 
-fn missing(pod: &Value, wishes: &Wishes) -> Vec<Problem> {
-    let there: Vec<&str> = pod::containers(pod)
-        .map(|(_, container)| pod::name(container))
-        .collect();
+/// Says that a pod has more containers than any that is meant.
+pub(super) fn too_many(pod: &Value) -> Option<Problem> {
+    let count = pod::containers(pod).count();
+    (count > CONTAINERS_MAX).then_some(Problem::TooMany {
+        what: "the pod",
+        count,
+        items: "containers",
+        count_max: CONTAINERS_MAX,
+        instead: "spread them over several pods",
+    })
+}
+
+fn missing(pod: &Value, wishes: &Wishes) -> Problems {
+    let names = || pod::containers(pod).map(|(_, container)| pod::name(container));
+    let there: BTreeSet<&str> = names().collect();
+    let told = shown_list(names());
     wishes
         .containers
         .iter()
@@ -102,27 +129,24 @@ fn missing(pod: &Value, wishes: &Wishes) -> Vec<Problem> {
         .filter(|name| !there.contains(&name.as_str()))
         .map(|name| Problem::NoSuchContainer {
             name: shown(name),
-            there: shown_list(&there),
+            there: told.clone(),
         })
         .collect()
 }
 
-fn shown_list(names: &[&str]) -> String {
-    match names {
-        [] => "none".to_owned(),
-        names => names
-            .iter()
-            .take(8)
-            .map(|name| shown(name))
-            .collect::<Vec<_>>()
-            .join(", "),
+fn shown_list<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<String> = names.take(8).map(shown).collect();
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
     }
 }
 
 /// The entries that are `barekey:NAME`, and those that only start so.
-fn references(container: &Value) -> (BTreeMap<String, VariableName>, Vec<Problem>) {
+fn references(container: &Value) -> (BTreeMap<String, VariableName>, Problems) {
     let mut references = BTreeMap::new();
-    let mut problems = Vec::new();
+    let mut problems = Problems::default();
     for entry in pod::items(container, "env") {
         let Some(name) = pod::text(entry, "value").and_then(|it| it.strip_prefix(REFERENCE_PREFIX))
         else {
@@ -142,9 +166,9 @@ fn references(container: &Value) -> (BTreeMap<String, VariableName>, Vec<Problem
 }
 
 /// What keeps a container from being wrapped.
-fn obstacles(container: &Value) -> Vec<Problem> {
+fn obstacles(container: &Value) -> Problems {
     let name = || shown(pod::name(container));
-    let mut problems = Vec::new();
+    let mut problems = Problems::default();
     if pod::items(container, "command").is_empty() {
         problems.push(Problem::NoCommand { container: name() });
     }
@@ -178,13 +202,15 @@ pub(super) fn allowance(wishes: &Wishes, chosen: &Chosen, stage: &StageId) -> Al
 
 /// Wraps one container: its command runs under the agent, which has what it needs in two entries and two mounts.
 ///
+/// Returns how many bytes were added.
+///
 /// # Errors
 /// An entry that would be too long.
 pub(super) fn wrap(
     container: &mut Map<String, Value>,
     allowance: &Allowance,
     settings: &InjectionSettings,
-) -> Result<(), Vec<Problem>> {
+) -> Result<usize, Problems> {
     let agent = agent_settings(container, settings);
     hide_dollars(container);
     pod::list_mut(container, "command").splice(..0, WRAPPER.map(Value::from));
@@ -193,7 +219,8 @@ pub(super) fn wrap(
         (ALLOWANCE_ENTRY, entry_text(allowance)),
         (SETTINGS_ENTRY, entry_text(&agent)),
     ];
-    let problems: Vec<Problem> = entries
+    let bytes = entries.iter().map(|(_, text)| text.len()).sum();
+    let problems: Problems = entries
         .iter()
         .filter(|(_, text)| text.len() > ENTRY_BYTES_MAX)
         .map(|(entry, text)| Problem::EntryTooLong {
@@ -207,17 +234,16 @@ pub(super) fn wrap(
             bytes_max: ENTRY_BYTES_MAX,
         })
         .collect();
+    if !problems.is_empty() {
+        return Err(problems);
+    }
     pod::list_mut(container, "env")
         .extend(entries.map(|(name, value)| json!({"name": name, "value": value})));
     pod::list_mut(container, "volumeMounts").extend([
         json!({"name": AGENT_VOLUME, "mountPath": AGENT_DIRECTORY, "readOnly": true}),
         json!({"name": TOKEN_VOLUME, "mountPath": TOKEN_DIRECTORY, "readOnly": true}),
     ]);
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(problems)
-    }
+    Ok(bytes)
 }
 
 /// JSON for an entry, without any `$` that the kubelet would take for its own.

@@ -14,10 +14,13 @@ use crate::domain::reference::{
 use super::annotations::{INJECTED, MARKS};
 use super::dollars;
 use super::pod::{self, List, Place};
-use super::refusal::{Problem, shown};
+use super::refusal::{Problem, Problems, shown};
 use super::{
     AGENT_PROGRAM, AGENT_VOLUME, DIRECTORY, INIT_CONTAINER, INSTALL, TOKEN_VOLUME, WRAPPER,
 };
+
+/// How many parts of ours one message names.
+const PARTS_SHOWN_MAX: usize = 16;
 
 /// Whether anything in the pod is a part that only the webhook writes.
 pub(super) fn has_parts(pod: &Value) -> bool {
@@ -34,7 +37,7 @@ pub(super) fn has_parts(pod: &Value) -> bool {
 ///
 /// # Errors
 /// Each entry that was written by hand, or what does not fit together.
-pub(super) fn restore(pod: &Value) -> Result<Value, Vec<Problem>> {
+pub(super) fn restore(pod: &Value) -> Result<Value, Problems> {
     let problems = problems(pod);
     if !problems.is_empty() {
         return Err(problems);
@@ -61,10 +64,10 @@ pub(super) fn restore(pod: &Value) -> Result<Value, Vec<Problem>> {
 }
 
 /// What a pod without `barekey.dev/stage` is told about the parts of ours that it has.
-pub(super) fn refuse_without_stage(pod: &Value) -> Vec<Problem> {
+pub(super) fn refuse_without_stage(pod: &Value) -> Problems {
     let by_hand = problems(pod);
     if by_hand.is_empty() {
-        vec![Problem::CopyWithoutStage { parts: parts(pod) }]
+        Problems::from(Problem::CopyWithoutStage { parts: parts(pod) })
     } else {
         by_hand
     }
@@ -76,14 +79,15 @@ const INIT_PLACE: Place = Place {
     index: 0,
 };
 
-fn problems(pod: &Value) -> Vec<Problem> {
+fn problems(pod: &Value) -> Problems {
     let volumes = pod::items(pod::spec(pod), "volumes");
     let is_copy = [AGENT_VOLUME, TOKEN_VOLUME].into_iter().all(|name| {
         volumes
             .iter()
             .any(|volume| pod::name(volume) == name && is_volume(volume))
     });
-    let mut problems = Vec::new();
+    let mut problems = Problems::default();
+    let mut told: Option<String> = None;
     for (_, container) in pod::containers(pod) {
         let name = shown(pod::name(container));
         if !is_copy {
@@ -102,7 +106,7 @@ fn problems(pod: &Value) -> Vec<Problem> {
         if let Some(what) = broken {
             problems.push(Problem::BrokenCopy {
                 what: format!("container {name} {what}"),
-                parts: parts(pod),
+                parts: told.get_or_insert_with(|| parts(pod)).clone(),
             });
         }
     }
@@ -208,7 +212,12 @@ fn parts(pod: &Value) -> String {
     for (key, _) in pod::annotations(pod).filter(|(key, _)| MARKS.contains(key)) {
         parts.insert(format!("the annotation {key}"));
     }
-    parts.into_iter().collect::<Vec<_>>().join(", ")
+    let more = parts.len().saturating_sub(PARTS_SHOWN_MAX);
+    let mut told: Vec<String> = parts.into_iter().take(PARTS_SHOWN_MAX).collect();
+    if more > 0 {
+        told.push(format!("and {more} more"));
+    }
+    told.join(", ")
 }
 
 fn remove_keys(object: &mut Map<String, Value>, field: &str, keys: &[&str]) {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::containers::app_containers;
 use super::pod::{self, List};
-use super::refusal::Problem;
+use super::refusal::{Problem, Problems};
 use super::{
     AGENT_DIRECTORY, AGENT_VOLUME, AgentDelivery, INIT_CONTAINER, INSTALL, InjectionSettings,
     TOKEN_VOLUME,
@@ -23,7 +23,7 @@ const AGENT_USER: i64 = 65532;
 const RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 
 /// Names of ours that the pod uses for something else.
-pub(super) fn taken_names(pod: &Value) -> Vec<Problem> {
+pub(super) fn taken_names(pod: &Value) -> Problems {
     let volumes = [AGENT_VOLUME, TOKEN_VOLUME].into_iter().filter(|ours| {
         pod::items(pod::spec(pod), "volumes")
             .iter()

@@ -8,6 +8,7 @@ use crate::domain::access::{AccessGrant, grants_variable};
 use crate::domain::names::{NamePattern, Namespace, ObjectName, VariableName};
 use crate::domain::reference::Allowance;
 
+use super::WARNINGS_MAX;
 use super::containers::Chosen;
 use super::dollars;
 use super::pod;
@@ -35,6 +36,8 @@ enum Injected {
 pub(super) struct Environment<'a> {
     /// The container.
     pub(super) container: &'a Value,
+    /// The names that its own `env` sets.
+    pub(super) own: BTreeSet<&'a str>,
     /// Its references.
     pub(super) chosen: &'a Chosen,
     /// What it may ask for.
@@ -51,9 +54,7 @@ pub(super) struct Environment<'a> {
 
 impl Environment<'_> {
     fn injected(&self, name: &str) -> Injected {
-        let own = pod::items(self.container, "env")
-            .iter()
-            .any(|entry| pod::name(entry) == name);
+        let own = self.own.contains(name);
         let certain = self.chosen.references.contains_key(name);
         let Ok(name) = name.parse::<VariableName>() else {
             return if certain { Injected::Yes } else { Injected::No };
@@ -119,10 +120,13 @@ pub(super) fn asks_for_names(container: &Value) -> bool {
 }
 
 /// Warnings about values that become arguments, which others on the node can see.
+///
+/// The first few: a person reads them.
 pub(super) fn values_in_arguments(environment: &Environment<'_>) -> Vec<String> {
     arguments_referring(environment.container)
         .into_iter()
         .filter(|name| environment.injected(name) != Injected::No)
+        .take(WARNINGS_MAX)
         .map(|name| {
             format!(
                 "container {}: $({}) puts a value of the vault into the arguments of its process, where others on the node may read it: let the program read its environment",

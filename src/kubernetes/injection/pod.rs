@@ -26,6 +26,9 @@ impl List {
     }
 }
 
+/// The longest name that a pod has, in characters.
+const NAME_CHARACTERS_MAX: usize = 253;
+
 /// Which container of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
@@ -43,9 +46,10 @@ impl PodName {
     /// Reads the name from a pod of `namespace`.
     pub(super) fn of(pod: &Value, namespace: &str) -> Self {
         let metadata = pod.get("metadata").unwrap_or(&Value::Null);
+        let cut = |name: &str| name.chars().take(NAME_CHARACTERS_MAX).collect::<String>();
         let name = match (text(metadata, "name"), text(metadata, "generateName")) {
-            (Some(name), _) if !name.is_empty() => name.to_owned(),
-            (_, Some(prefix)) => format!("{prefix}*"),
+            (Some(name), _) if !name.is_empty() => cut(name),
+            (_, Some(prefix)) => format!("{}*", cut(prefix)),
             _ => "*".to_owned(),
         };
         Self(format!("{namespace}/{name}"))

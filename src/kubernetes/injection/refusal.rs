@@ -15,22 +15,79 @@ pub(crate) struct Refusal {
     /// The pod.
     pub(crate) pod: PodName,
     /// What is wrong with it; at least one.
-    pub(crate) problems: Vec<Problem>,
+    pub(crate) problems: Problems,
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pod {}: ", self.pod)?;
-        for (index, problem) in self.problems.iter().take(PROBLEMS_SHOWN_MAX).enumerate() {
+        for (index, problem) in self.problems.told.iter().enumerate() {
             if index > 0 {
                 f.write_str("; ")?;
             }
             write!(f, "{problem}")?;
         }
-        match self.problems.len().checked_sub(PROBLEMS_SHOWN_MAX) {
-            Some(more @ 1..) => write!(f, "; and {more} more"),
-            _ => Ok(()),
+        match self.problems.more {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
         }
+    }
+}
+
+/// What is wrong with a pod. Keeps what a refusal tells and counts the rest, so that no pod makes a long list of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Problems {
+    told: Vec<Problem>,
+    more: usize,
+}
+
+impl Problems {
+    /// One more.
+    pub(crate) fn push(&mut self, problem: Problem) {
+        if self.told.len() < PROBLEMS_SHOWN_MAX {
+            self.told.push(problem);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// Those of another part of the pod.
+    pub(crate) fn absorb(&mut self, others: Self) {
+        self.more += others.more;
+        self.extend(others.told);
+    }
+
+    /// Whether nothing is wrong.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.told.is_empty()
+    }
+
+    /// Those that are told.
+    #[cfg(test)]
+    pub(super) fn told(&self) -> &[Problem] {
+        &self.told
+    }
+}
+
+impl Extend<Problem> for Problems {
+    fn extend<I: IntoIterator<Item = Problem>>(&mut self, problems: I) {
+        for problem in problems {
+            self.push(problem);
+        }
+    }
+}
+
+impl FromIterator<Problem> for Problems {
+    fn from_iter<I: IntoIterator<Item = Problem>>(problems: I) -> Self {
+        let mut all = Self::default();
+        all.extend(problems);
+        all
+    }
+}
+
+impl From<Problem> for Problems {
+    fn from(problem: Problem) -> Self {
+        Self::from_iter([problem])
     }
 }
 
@@ -58,6 +115,38 @@ pub(crate) enum Problem {
     NoStage {
         /// The key.
         key: String,
+    },
+    /// Annotations of ours that are longer than the API server lets any be.
+    #[error(
+        "the barekey.dev/ annotations have {bytes} bytes, more than {bytes_max}: list fewer names, or write PREFIX_* for many"
+    )]
+    AnnotationsTooLong {
+        /// Their length, keys and values.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// More of something than is looked at.
+    #[error("{what} has {count} {items}, more than {count_max}: {instead}")]
+    TooMany {
+        /// Where.
+        what: &'static str,
+        /// How many there are.
+        count: usize,
+        /// Of what.
+        items: &'static str,
+        /// The limit.
+        count_max: usize,
+        /// What would pass.
+        instead: &'static str,
+    },
+    /// What we would write is longer than the API server stores.
+    #[error(
+        "what is added to the containers would have more than {bytes_max} bytes: list fewer names in barekey.dev/variables, or fewer containers in barekey.dev/containers"
+    )]
+    PodTooLong {
+        /// The limit.
+        bytes_max: usize,
     },
     /// The stage is no name.
     #[error("barekey.dev/stage is not [NAMESPACE/]NAME of a BarekeyStage: {0}")]

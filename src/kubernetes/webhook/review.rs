@@ -57,6 +57,9 @@ struct UserInfo {
 /// Why a body is no review.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReviewError {
+    /// Not JSON.
+    #[error("this is not JSON, and so no AdmissionReview of admission.k8s.io/v1")]
+    NotJson,
     /// Not the JSON of one.
     #[error("this is not the JSON of an AdmissionReview of admission.k8s.io/v1")]
     Malformed,
@@ -130,7 +133,13 @@ impl Review {
     /// # Errors
     /// [`ReviewError`] for anything else. What the parser says is left out: it may quote the body.
     pub(super) fn parse(body: &[u8]) -> Result<Self, ReviewError> {
-        let form: ReviewForm = serde_json::from_slice(body).map_err(|_| ReviewError::Malformed)?;
+        let form: ReviewForm = serde_json::from_slice(body).map_err(|error| {
+            if error.is_data() {
+                ReviewError::Malformed
+            } else {
+                ReviewError::NotJson
+            }
+        })?;
         if form.api_version != API_VERSION || form.kind != KIND {
             return Err(ReviewError::AnotherKind);
         }

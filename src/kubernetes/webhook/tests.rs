@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::body::Body;
-use axum::http::Request as HttpRequest;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http_body_util::BodyExt as _;
@@ -252,34 +251,50 @@ async fn a_mirror_of_a_static_pod_passes_when_a_node_makes_it_and_only_then() {
 }
 
 #[tokio::test]
-async fn what_is_no_review_is_a_plain_400() {
+async fn what_is_no_review_is_a_400_with_the_body_of_every_refusal() {
     let app = app(knowing(stage()));
     let mut no_uid = review(pod());
     no_uid["request"]["uid"] = json!("");
-    for body in [
-        String::new(),
-        "{".to_owned(),
-        "null".to_owned(),
-        "[]".to_owned(),
-        "\u{0}".to_owned(),
-        "[".repeat(100_000),
-        json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview"}).to_string(),
-        json!({"apiVersion": "admission.k8s.io/v1beta1", "kind": "AdmissionReview", "request": null}).to_string(),
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "SECRET"}}).to_string(),
-        no_uid.to_string(),
+    for (body, code) in [
+        (String::new(), "INVALID_JSON"),
+        ("{".to_owned(), "INVALID_JSON"),
+        ("null".to_owned(), "INVALID_REQUEST"),
+        ("[]".to_owned(), "INVALID_REQUEST"),
+        ("\u{0}".to_owned(), "INVALID_JSON"),
+        (
+            json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview"}).to_string(),
+            "INVALID_REQUEST",
+        ),
+        (
+            json!({"apiVersion": "admission.k8s.io/v1beta1", "kind": "AdmissionReview", "request": null}).to_string(),
+            "INVALID_REQUEST",
+        ),
+        (
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "SECRET"}}).to_string(),
+            "INVALID_REQUEST",
+        ),
+        (no_uid.to_string(), "INVALID_REQUEST"),
     ] {
         let (status, told) = post(&app, body.clone()).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{body:.80}");
-        assert!(told.contains("AdmissionReview"), "{told}");
-        assert!(!told.contains("SECRET"), "{told}");
+        let told: Value = serde_json::from_str(&told).unwrap();
+        let error = &told["error"];
+        assert_eq!(error["code"], code, "{body:.80}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("AdmissionReview"), "{message}");
+        assert!(!message.contains("SECRET"), "{message}");
+        assert!(error["requestId"].as_str().unwrap().starts_with("req_"));
     }
+    let (status, _) = post(&app, "[".repeat(100_000)).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]
 async fn a_body_that_is_too_long_is_refused_and_one_with_256_kib_of_annotations_is_not() {
     let app = app(knowing(stage()));
-    let (status, _) = post(&app, vec![b' '; REVIEW_BYTES_MAX + 1]).await;
+    let (status, told) = post(&app, vec![b' '; body::BYTES_MAX + 1]).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(told.contains("REQUEST_TOO_LARGE"), "{told}");
 
     let mut large = pod();
     large["metadata"]["annotations"]["example.com/large"] = json!("x".repeat(256 * 1024 - 64));
@@ -295,6 +310,33 @@ async fn the_namespace_of_the_review_counts_and_not_that_in_the_pod() {
     elsewhere["request"]["namespace"] = json!("other");
     elsewhere["request"]["object"]["metadata"]["namespace"] = json!("shop");
     assert_eq!(answer(knowing(stage()), &elsewhere).await["allowed"], false);
+}
+
+#[tokio::test]
+async fn a_small_body_that_becomes_large_in_memory_is_not_parsed() {
+    let many = format!("[{}0]", r#"{"":0},"#.repeat(200_000));
+    assert!(many.len() < body::BYTES_MAX);
+    let (status, told) = post(&app(knowing(stage())), many).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(told.contains("more parts than any pod has"), "{told}");
+}
+
+#[tokio::test]
+async fn one_post_of_very_many_names_is_answered_shortly() {
+    let names: Vec<String> = (0..100_000).map(|index| format!("n{index}")).collect();
+    let containers: Vec<Value> = names
+        .iter()
+        .take(40_000)
+        .map(|it| json!({"name": it}))
+        .collect();
+    let mut many = pod();
+    many["metadata"]["name"] = json!("x".repeat(200_000));
+    many["metadata"]["annotations"]["barekey.dev/containers"] = json!(names.join(","));
+    many["spec"]["containers"] = json!(containers);
+    let response = answer(knowing(stage()), &review(many)).await;
+    assert_eq!(response["allowed"], false);
+    let message = response["status"]["message"].as_str().unwrap();
+    assert!(message.len() < 8 * 1024, "{}", message.len());
 }
 
 /// JSON in which the fields of pods and reviews turn up at places and with types that they should not have.

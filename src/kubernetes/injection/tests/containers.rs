@@ -196,3 +196,75 @@ fn a_pod_with_nothing_but_proxies_is_refused() {
     pod["spec"]["containers"][0] = json!({"name": "linkerd-proxy", "command": ["x"]});
     assert!(refused(&pod).contains("every container is a known proxy"));
 }
+
+#[test]
+fn a_pod_of_very_many_wrong_containers_is_refused_in_few_words() {
+    let wrong: Vec<Value> = (0..20_000).map(|_| json!({"name": "a"})).collect();
+    let many = with(pod(), "/spec/containers", json!(wrong));
+    assert!(refused(&many).contains("the pod has 20000 containers, more than 256"));
+    let some = with(pod(), "/spec/containers", json!(wrong[..256]));
+    assert!(refused(&some).ends_with("; and 248 more"));
+
+    // Parts of ours in each of them, and none that fit: each would name them all.
+    let parts: Vec<Value> = (0..20_000)
+        .map(|index| json!({"name": format!("c{index}"), "command": ["/run/barekey.dev/agent/barekey"]}))
+        .collect();
+    let copied = with(
+        without(pod(), "/metadata/annotations/barekey.dev~1stage"),
+        "/spec/containers",
+        json!(parts),
+    );
+    let told = refused(&copied);
+    assert!(told.contains("and 19992 more"), "{told:.400}");
+    assert!(told.len() < 20_000, "{}", told.len());
+}
+
+#[test]
+fn what_is_added_to_all_containers_has_a_limit() {
+    let names: Vec<String> = (0..300).map(|index| format!("N{index:0>150}")).collect();
+    let containers: Vec<Value> = (0..40)
+        .map(|index| json!({"name": format!("c{index}"), "command": ["/c"]}))
+        .collect();
+    let listed = with(
+        pod(),
+        "/metadata/annotations/barekey.dev~1variables",
+        json!(names.join(",")),
+    );
+    injected(&with(
+        listed.clone(),
+        "/spec/containers",
+        json!(containers[..20]),
+    ));
+    let told = refused(&with(listed, "/spec/containers", json!(containers)));
+    assert!(
+        told.contains("would have more than 1048576 bytes"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_pod_refers_to_1024_variables_at_most() {
+    let entries = |count: usize| -> Value {
+        (0..count)
+            .map(|index| json!({"name": format!("E{index}"), "value": "barekey:TOKEN"}))
+            .collect()
+    };
+    injected(&with(pod(), "/spec/containers/0/env", entries(1024)));
+    let told = refused(&with(pod(), "/spec/containers/0/env", entries(1025)));
+    assert!(
+        told.contains("the pod has 1025 references to variables, more than 1024"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_name_longer_than_any_of_a_pod_is_cut() {
+    let long = with(
+        pod(),
+        "/metadata/generateName",
+        json!("x".repeat(1_000_000)),
+    );
+    let told = refused(&without(long, "/spec/containers/0/command"));
+    assert!(told.starts_with(&format!("pod shop/{}*: ", "x".repeat(253))));
+    assert!(told.len() < 1000);
+}

@@ -1,0 +1,228 @@
+//! Reading a review's body: how long it may be, how long it may take, and how much of all bodies is in memory at once.
+//!
+//! Whoever reaches the Service can post here, so nothing that is posted may cost more than the process can spare.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes, HttpBody as _};
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use super::review::ReviewError;
+
+/// The longest review that is read, in bytes: an object of the API server has 1.5 MiB at most, and a review holds two.
+pub(super) const BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How long a body may take to arrive.
+const READ_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long a review may wait for others to be answered; the API server waits 10 seconds in all.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+/// Up to this length, in bytes, a body is read beside any number of others, as on every other route.
+const SMALL_BYTES_MAX: u64 = 64 * 1024;
+/// How many longer bodies are read at once, so that slow senders of long bodies hold up nobody but each other.
+const LONG_READS_MAX: usize = 16;
+/// How much all reviews that are being answered may have in memory together, in KiB, by [`kibibytes`].
+const MEMORY_KIBIBYTES_MAX: u32 = 64 * 1024;
+/// What one review counts at least, in KiB: no more than 64 are answered at once.
+const REVIEW_KIBIBYTES_MIN: u32 = 1024;
+/// What a JSON object takes in memory at most while it has few fields, in bytes.
+const OBJECT_BYTES: usize = 640;
+/// What any other JSON value takes in memory beside its text, in bytes.
+const VALUE_BYTES: usize = 64;
+/// When to come again.
+const RETRY_SECONDS: u32 = 1;
+
+/// Room for the bodies of reviews.
+pub(super) struct Bodies {
+    long_reads: Semaphore,
+    memory: Arc<Semaphore>,
+    read_time_max: Duration,
+    wait_max: Duration,
+}
+
+impl Bodies {
+    /// All of it.
+    pub(super) fn new() -> Self {
+        Self {
+            long_reads: Semaphore::new(LONG_READS_MAX),
+            memory: Arc::new(Semaphore::new(MEMORY_KIBIBYTES_MAX as usize)),
+            read_time_max: READ_TIME_MAX,
+            wait_max: WAIT_MAX,
+        }
+    }
+
+    /// Reads a body, and holds room for what it becomes until the permit is dropped.
+    ///
+    /// # Errors
+    /// [`Malformed`] for what is too long, too slow or too much.
+    pub(super) async fn read(
+        &self,
+        body: Body,
+    ) -> Result<(Bytes, OwnedSemaphorePermit), Malformed> {
+        let body = timeout(self.read_time_max, self.collect(body))
+            .await
+            .map_err(|_| Malformed::TooSlow)??;
+        let kibibytes = kibibytes(&body);
+        if kibibytes > MEMORY_KIBIBYTES_MAX {
+            return Err(Malformed::TooManyParts);
+        }
+        let room = Arc::clone(&self.memory).acquire_many_owned(kibibytes.max(REVIEW_KIBIBYTES_MIN));
+        match timeout(self.wait_max, room).await {
+            Ok(Ok(room)) => Ok((body, room)),
+            Ok(Err(_)) | Err(_) => Err(Malformed::TooManyReviews),
+        }
+    }
+
+    async fn collect(&self, body: Body) -> Result<Bytes, Malformed> {
+        let length = body.size_hint();
+        if length.lower() > BYTES_MAX as u64 {
+            return Err(Malformed::TooLong);
+        }
+        let _turn = match length.upper() {
+            Some(upper) if upper <= SMALL_BYTES_MAX => None,
+            _ => self.long_reads.acquire().await.ok(),
+        };
+        match Limited::new(body, BYTES_MAX).collect().await {
+            Ok(body) => Ok(body.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => Err(Malformed::TooLong),
+            Err(_) => Err(Malformed::BrokenOff),
+        }
+    }
+}
+
+/// How much memory a body may take once it is parsed, in KiB, rather more than less.
+fn kibibytes(body: &[u8]) -> u32 {
+    let (mut objects, mut values) = (0_usize, 0_usize);
+    for byte in body {
+        match byte {
+            b'{' => objects += 1,
+            b',' | b'[' => values += 1,
+            _ => {}
+        }
+    }
+    let bytes = body.len() + objects * OBJECT_BYTES + values * VALUE_BYTES;
+    u32::try_from(bytes / 1024).unwrap_or(u32::MAX)
+}
+
+/// Why a body is not answered as a review.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Malformed {
+    /// No review.
+    #[error(transparent)]
+    Review(#[from] ReviewError),
+    /// More objects and values than would fit in memory.
+    #[error("this AdmissionReview has more parts than any pod has")]
+    TooManyParts,
+    /// It ended too early.
+    #[error("the body broke off before its end")]
+    BrokenOff,
+    /// Longer than any review.
+    #[error("the body is longer than {BYTES_MAX} bytes, and so is no AdmissionReview of a pod")]
+    TooLong,
+    /// It took too long to arrive.
+    #[error("the body did not arrive within {} seconds", READ_TIME_MAX.as_secs())]
+    TooSlow,
+    /// Others have the room.
+    #[error("too many reviews are answered right now; try again")]
+    TooManyReviews,
+}
+
+/// The body of every refusal, as the API has it.
+#[derive(Serialize)]
+struct ErrorForm {
+    error: ErrorDetailForm,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ErrorDetailForm {
+    code: &'static str,
+    message: String,
+    request_id: String,
+}
+
+impl IntoResponse for Malformed {
+    fn into_response(self) -> Response {
+        let (status, code) = match &self {
+            Self::Review(ReviewError::NotJson) => (StatusCode::BAD_REQUEST, "INVALID_JSON"),
+            Self::Review(
+                ReviewError::Malformed | ReviewError::AnotherKind | ReviewError::NoRequest,
+            )
+            | Self::TooManyParts
+            | Self::BrokenOff => (StatusCode::BAD_REQUEST, "INVALID_REQUEST"),
+            Self::TooLong => (StatusCode::PAYLOAD_TOO_LARGE, "REQUEST_TOO_LARGE"),
+            Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "REQUEST_TIMEOUT"),
+            Self::TooManyReviews => (StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED"),
+        };
+        let request_id = format!("req_{}", uuid::Uuid::new_v4().simple());
+        tracing::debug!(code, request = request_id, "no review: {self}");
+        let form = ErrorForm {
+            error: ErrorDetailForm {
+                code,
+                message: self.to_string(),
+                request_id,
+            },
+        };
+        let mut response = (status, Json(form)).into_response();
+        if matches!(self, Self::TooManyReviews) {
+            response
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from(RETRY_SECONDS));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hasty() -> Bodies {
+        Bodies {
+            read_time_max: Duration::from_millis(500),
+            wait_max: Duration::from_millis(50),
+            ..Bodies::new()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_review_waits_for_room_and_goes_when_there_is_none() {
+        let bodies = hasty();
+        let mut rooms = Vec::new();
+        for _ in 0..64 {
+            let (_, room) = bodies.read(Body::from("{}")).await.unwrap();
+            rooms.push(room);
+        }
+        let refused = bodies.read(Body::from("{}")).await.unwrap_err();
+        assert!(matches!(refused, Malformed::TooManyReviews));
+        let response = refused.into_response();
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers()[RETRY_AFTER], "1");
+        rooms.pop();
+        assert!(bodies.read(Body::from("{}")).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn slow_senders_of_long_bodies_do_not_hold_up_a_short_one() {
+        let bodies = hasty();
+        let never =
+            || Body::from_stream(futures::stream::pending::<Result<&[u8], std::io::Error>>());
+        let slow = futures::future::join_all((0..64).map(|_| bodies.read(never())));
+        let short = async {
+            tokio::task::yield_now().await;
+            timeout(Duration::from_millis(250), bodies.read(Body::from("{}"))).await
+        };
+        let (slow, short) = tokio::join!(slow, short);
+        assert!(short.unwrap().is_ok());
+        for slow in slow {
+            let response = slow.unwrap_err().into_response();
+            assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
+        }
+    }
+}
