@@ -202,7 +202,7 @@ pub struct KubernetesArguments {
         long,
         env = "BAREKEY_WEBHOOK_CONFIGURATION",
         value_name = "NAME",
-        default_value = "barekey"
+        default_value = "00-barekey"
     )]
     webhook_configuration: String,
     /// The Lease that says which replica leads.
@@ -349,7 +349,7 @@ pub struct UninstallArguments {
         long,
         env = "BAREKEY_WEBHOOK_CONFIGURATION",
         value_name = "NAME",
-        default_value = "barekey"
+        default_value = "00-barekey"
     )]
     pub webhook_configuration: String,
     /// The operator's namespace.

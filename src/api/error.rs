@@ -356,6 +356,30 @@ mod tests {
     }
 
     #[test]
+    fn pods_that_nobody_can_recognise_right_now_are_told_when_to_come_again() {
+        for (cause, seconds) in [
+            (
+                AuthenticateError::Busy {
+                    retry_after_seconds: 7,
+                },
+                "7",
+            ),
+            (
+                AuthenticateError::IdentityUnavailable("connection to 10.0.0.7 refused".into()),
+                "2",
+            ),
+        ] {
+            let error = ApiError::from(cause);
+            assert_eq!(error.code(), Code::IdentityUnavailable);
+            assert_eq!(error.code().as_str(), "IDENTITY_UNAVAILABLE");
+            assert!(!error.message().contains("10.0.0.7"));
+            let response = error.into_response();
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert_eq!(response.headers()[header::RETRY_AFTER], seconds);
+        }
+    }
+
+    #[test]
     fn an_absent_stage_is_a_missing_variable_to_evaluation_and_a_missing_environment_to_the_rest() {
         let absent = || ReadError::NoEnvironment {
             project: "shop".parse().unwrap(),

@@ -387,12 +387,12 @@ async fn reconcile_stage(
             declaration,
         } => {
             context.change_finalizer(&*stage, finalizer).await?;
-            if stage
-                .status
-                .as_ref()
-                .is_none_or(|status| status.id.is_none())
-            {
-                // An earlier resource of this name may have declared another stage.
+            let path = StagePath {
+                organization: declaration.organization.clone(),
+                project: declaration.project.clone(),
+                slug: declaration.slug.clone(),
+            };
+            if plan::may_have_moved(&stage, &path) {
                 context.vault.withdraw_access(&namespace, &name).await?;
             }
             let answer = answered(context.vault.declare_stage(&declaration).await);
@@ -403,11 +403,6 @@ async fn reconcile_stage(
             if finding.reason.ends_access() {
                 context.vault.withdraw_access(&namespace, &name).await?;
             }
-            let path = StagePath {
-                organization: declaration.organization,
-                project: declaration.project,
-                slug: declaration.slug,
-            };
             (finding, answer.declared().map(|declared| (path, declared)))
         }
         StagePlan::Delete { path, confirmed } => {

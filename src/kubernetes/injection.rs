@@ -129,8 +129,8 @@ pub struct DeclaredStage {
     pub revision: i64,
     /// What it grants.
     pub access: Vec<AccessGrant>,
-    /// Why it is not ready; `None` when it is.
-    pub not_ready: Option<String>,
+    /// Whether its condition says that it is.
+    pub ready: bool,
 }
 
 /// What a pod asks for.
@@ -291,14 +291,12 @@ pub(crate) fn check_access<'a>(
             namespace: namespace.clone(),
         })));
     };
-    let id = match (&stage.not_ready, &stage.id) {
-        (None, Some(id)) => id,
-        (why, _) => {
-            return Err(request.refuse(Problems::from(Problem::StageNotReady {
-                stage: request.stage_name(),
-                why: why.clone().unwrap_or_else(|| "it has no id yet".to_owned()),
-            })));
-        }
+    let Some(id) = stage.id.as_ref().filter(|_| stage.ready) else {
+        let (namespace, name) = request.stage();
+        return Err(request.refuse(Problems::from(Problem::StageNotReady {
+            namespace: namespace.clone(),
+            name: name.clone(),
+        })));
     };
     let mut problems = Problems::default();
     for variable in required(request) {

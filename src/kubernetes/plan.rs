@@ -14,7 +14,7 @@ pub use self::finding::{
     Answer, Finding, Outlook, Reason, bootstrap_command, judge_deletion, judge_project,
     judge_stage, project_status, stage_status, storage_unavailable,
 };
-use self::finding::{organization_not_allowed, slug_taken};
+use self::finding::{organization_not_allowed, slug_taken, too_much_access};
 use crate::domain::access::AccessGrant;
 use crate::domain::declaration::{Organizations, ProjectDeclaration, StageDeclaration};
 use crate::domain::names::{
@@ -24,6 +24,9 @@ use crate::domain::names::{
 use crate::kubernetes::resources::{
     BarekeyProject, BarekeyStage, CONFIRM_DELETE_ANNOTATION, DeletionPolicy, FINALIZER, StageAccess,
 };
+
+/// The most entries that the access of one BarekeyStage makes in the vault: one for each account and variable.
+pub const ACCESS_ENTRIES_MAX: usize = 4096;
 
 /// What to do with the finalizer before anything else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,6 +219,10 @@ pub fn plan_stage<'a>(
             ),
         ));
     };
+    let entries = access_entries(&stage.spec.access);
+    if entries > ACCESS_ENTRIES_MAX {
+        return refuse(too_much_access(entries, ACCESS_ENTRIES_MAX));
+    }
     let declaration = match parse_stage(stage, project) {
         Ok(declaration) => declaration,
         Err(error) => return refuse(Finding::invalid(&error)),
@@ -279,6 +286,17 @@ fn plan_deletion(
     }
 }
 
+/// Whether access that a resource of this name declared before may be on another stage than the one at `path`.
+///
+/// True for a resource that declared nothing yet: an earlier one of its name may have declared another stage.
+pub fn may_have_moved(stage: &BarekeyStage, path: &StagePath) -> bool {
+    let told = stage.status.as_ref();
+    let Some(before) = told.filter(|status| status.id.is_some()) else {
+        return true;
+    };
+    before.path.as_deref() != Some(path.to_string().as_str())
+}
+
 fn parse_project(project: &BarekeyProject) -> Result<ProjectDeclaration, NameError> {
     Ok(ProjectDeclaration {
         namespace: namespace_of(&project.metadata)?,
@@ -314,6 +332,20 @@ fn parse_stage(
         access,
         namespace,
     })
+}
+
+/// How many entries `access` makes in the vault.
+fn access_entries(access: &[StageAccess]) -> usize {
+    access
+        .iter()
+        .map(|access| {
+            let variables = access
+                .variables
+                .as_ref()
+                .map_or(1, |names| names.len().max(1));
+            access.service_accounts.len().saturating_mul(variables)
+        })
+        .fold(0, usize::saturating_add)
 }
 
 /// One entry of `access`, with its default.

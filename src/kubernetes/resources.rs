@@ -190,7 +190,7 @@ pub struct BarekeyStageSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protected: Option<bool>,
     /// Which service accounts may read the stage's variables. Default: none. A change holds from the next start of a
-    /// container on.
+    /// container on. All of it has at most 4096 pairs of a service account and a variable.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub access: Vec<StageAccess>,
@@ -225,7 +225,7 @@ pub struct StageAccess {
     /// Names of variables, and `PREFIX_*` for every name that starts so. Default: every variable of the stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
-        length(min = 1, max = 256),
+        length(min = 1, max = 128),
         inner(length(max = 161), regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*\*?$"))
     )]
     #[x_kube(merge_strategy = ListMerge::Set)]

@@ -350,15 +350,16 @@ pub(crate) enum Problem {
         /// The variable.
         variable: VariableName,
     },
-    /// A stage that the controller has not made, or not made yet. Told only to an account that the stage grants something.
+    /// A stage that the controller has not made, or not made yet. Told only to an account that the stage grants something,
+    /// and without its conditions: whoever posts a review may name any account.
     #[error(
-        "BarekeyStage {stage} is not Ready ({why}): wait until it is, or change what its condition names"
+        "BarekeyStage {namespace}/{name} is not Ready: wait until it is; kubectl describe -n {namespace} bks {name} says why"
     )]
     StageNotReady {
-        /// The stage, as `NAMESPACE/NAME`.
-        stage: String,
-        /// What its condition says.
-        why: String,
+        /// The stage's namespace.
+        namespace: Namespace,
+        /// Its name.
+        name: ObjectName,
     },
 }
 

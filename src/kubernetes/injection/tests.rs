@@ -45,7 +45,7 @@ fn stage_granting(variables: Option<&[&str]>) -> DeclaredStage {
             service_accounts: vec!["api".parse().unwrap()],
             variables: variables.map(|names| names.iter().map(|it| it.parse().unwrap()).collect()),
         }],
-        not_ready: None,
+        ready: true,
     }
 }
 

@@ -131,6 +131,15 @@ pub(super) fn slug_taken(kind: &str, older: &ObjectMeta, what: &str) -> Finding 
     )
 }
 
+pub(super) fn too_much_access(entries: usize, entries_max: usize) -> Finding {
+    Finding::new(
+        Reason::InvalidSpec,
+        format!(
+            "spec.access has {entries} pairs of a service account and a variable, more than {entries_max}: write PREFIX_* for many variables, leave variables out for all of them, or list fewer service accounts"
+        ),
+    )
+}
+
 pub(super) fn organization_not_allowed(
     namespace: &Namespace,
     organization: &OrganizationSlug,

@@ -284,6 +284,49 @@ fn a_stage_is_declared_with_its_access_and_the_default_namespace_is_its_own() {
 }
 
 #[test]
+fn a_stage_whose_access_makes_more_entries_than_the_vault_takes_is_refused_with_what_would_pass() {
+    let accounts =
+        |count: usize| -> Vec<String> { (0..count).map(|it| format!("a{it}")).collect() };
+    let variables =
+        |count: usize| -> Vec<String> { (0..count).map(|it| format!("V{it}")).collect() };
+    let stage = |access: Value| stage_from(json!({"spec": {"access": access}}));
+    let full = json!({"serviceAccounts": accounts(32), "variables": variables(64)});
+    let every = json!({"serviceAccounts": ["api"]});
+
+    let fits = stage(json!([full, full]));
+    assert!(matches!(plan_one_stage(&fits), StagePlan::Declare { .. }));
+    let finding = stage_refusal(plan_one_stage(&stage(json!([full, full, every]))));
+    assert_eq!(finding.reason, Reason::InvalidSpec);
+    assert!(
+        finding.message.contains("has 4097 pairs") && finding.message.contains("PREFIX_*"),
+        "{}",
+        finding.message
+    );
+    // An older resource of so many entries does not grant anything either.
+    assert!(finding.reason.ends_access());
+}
+
+#[test]
+fn access_that_was_declared_elsewhere_ends_when_the_project_is_remade_under_another_slug() {
+    let path = |project: &str| StagePath {
+        organization: "acme".parse().unwrap(),
+        project: project.parse().unwrap(),
+        slug: "production".parse().unwrap(),
+    };
+    let declared = json!({"status": {"id": "stg_1", "path": "acme/backend/production"}});
+    let stage = stage_from(declared);
+    assert!(!may_have_moved(&stage, &path("backend")));
+    assert!(may_have_moved(&stage, &path("backend-2")));
+    for unsaid in [
+        json!({}),
+        json!({"status": {"path": "acme/backend/production"}}),
+        json!({"status": {"id": "stg_1"}}),
+    ] {
+        assert!(may_have_moved(&stage_from(unsaid), &path("backend")));
+    }
+}
+
+#[test]
 fn a_stage_without_its_project_says_which_one_is_missing() {
     let stage = stage_from(json!({}));
     let finding = stage_refusal(plan_stage(&stage, None, [&stage], &organizations()));

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures::future::BoxFuture;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::{Facts, Unanswered};
 use crate::domain::names::{Namespace, ObjectName, StageId, VariableName};
@@ -22,6 +22,8 @@ use crate::vault::Vault;
 
 /// How long the API server may take to show one BarekeyStage.
 const LIVE_WAIT_MAX: Duration = Duration::from_secs(2);
+/// How many BarekeyStages the API server is asked for at once.
+const LIVE_READS_MAX: usize = 16;
 /// How often the Service's addresses are looked up anew.
 const ADDRESSES_EVERY: Duration = Duration::from_secs(60);
 /// How soon they are looked up again while there are none, as when the cluster's DNS starts after the operator.
@@ -32,6 +34,7 @@ pub struct ClusterFacts {
     client: Client,
     stages: Store<BarekeyStage>,
     vault: Vault,
+    live_reads: Semaphore,
 }
 
 impl ClusterFacts {
@@ -41,6 +44,7 @@ impl ClusterFacts {
             client,
             stages,
             vault,
+            live_reads: Semaphore::new(LIVE_READS_MAX),
         }
     }
 }
@@ -58,7 +62,10 @@ impl Facts for ClusterFacts {
     ) -> BoxFuture<'a, Result<Option<DeclaredStage>, Unanswered>> {
         Box::pin(async move {
             let stages = Api::<BarekeyStage>::namespaced(self.client.clone(), namespace.as_str());
-            let asked = stages.get_opt(name.as_str());
+            let asked = async {
+                let _turn = self.live_reads.acquire().await;
+                stages.get_opt(name.as_str()).await
+            };
             match tokio::time::timeout(LIVE_WAIT_MAX, asked).await {
                 Ok(Ok(stage)) => Ok(stage.as_ref().map(declared)),
                 Ok(Err(error)) => {
@@ -100,11 +107,7 @@ fn declared(stage: &BarekeyStage) -> DeclaredStage {
             .and_then(|id| id.parse().ok()),
         revision: status.and_then(|status| status.revision).unwrap_or(0),
         access,
-        not_ready: match ready {
-            Some(ready) if ready.status == "True" => None,
-            Some(ready) => Some(format!("{}: {}", ready.reason, ready.message)),
-            None => Some("the operator has not looked at it yet".to_owned()),
-        },
+        ready: ready.is_some_and(|ready| ready.status == "True"),
     }
 }
 
@@ -195,17 +198,17 @@ mod tests {
     fn a_ready_stage_has_its_id_its_revision_and_its_access() {
         let stage = stage(&[]);
         assert_eq!(stage.id.unwrap().as_str(), "stg_1");
-        assert_eq!((stage.revision, stage.not_ready), (3, None));
+        assert_eq!((stage.revision, stage.ready), (3, true));
         assert_eq!(stage.access[0].namespace.as_str(), "shop");
     }
 
     #[test]
-    fn a_stage_says_why_it_is_not_ready() {
+    fn a_stage_is_ready_when_its_condition_says_so() {
         let conditions = json!([condition("False", "NotOwned")]);
         let refused = stage(&[("/status/conditions", conditions)]);
-        assert_eq!(refused.not_ready.as_deref(), Some("NotOwned: do this"));
+        assert!(!refused.ready);
         let unseen = stage(&[("/status", json!(null))]);
-        assert!(unseen.not_ready.is_some());
+        assert!(!unseen.ready);
         assert_eq!(unseen.id, None);
     }
 

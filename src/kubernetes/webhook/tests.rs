@@ -63,7 +63,7 @@ fn stage() -> DeclaredStage {
             service_accounts: vec!["api".parse().unwrap()],
             variables: None,
         }],
-        not_ready: None,
+        ready: true,
     }
 }
 

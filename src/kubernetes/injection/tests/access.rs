@@ -21,7 +21,7 @@ fn a_stage_that_is_absent_and_one_that_grants_nothing_read_the_same() {
     let request = request(&pod()).unwrap();
     let mut foreign = stage();
     foreign.access[0].service_accounts = vec!["other".parse().unwrap()];
-    foreign.not_ready = Some("secret detail".to_owned());
+    foreign.ready = false;
     let absent = check_access(&request, None).unwrap_err().to_string();
     assert_eq!(
         check_access(&request, Some(&foreign))
@@ -39,15 +39,15 @@ fn a_stage_that_is_absent_and_one_that_grants_nothing_read_the_same() {
 #[test]
 fn a_stage_that_is_not_ready_is_told_to_those_it_grants_something() {
     let mut stage = stage();
-    stage.not_ready = Some("ProjectNotFound: there is no BarekeyProject shop/backend".to_owned());
+    stage.ready = false;
     let told = check_access(&request(&pod()).unwrap(), Some(&stage))
         .unwrap_err()
         .to_string();
     assert!(
-        told.contains("not Ready (ProjectNotFound: there is no"),
+        told.contains("kubectl describe -n shop bks backend-production"),
         "{told}"
     );
-    stage.not_ready = None;
+    stage.ready = true;
     stage.id = None;
     assert!(check_access(&request(&pod()).unwrap(), Some(&stage)).is_err());
 }
