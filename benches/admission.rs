@@ -33,7 +33,7 @@ fn stage() -> DeclaredStage {
             service_accounts: vec!["shop".parse().unwrap()],
             variables: None,
         }],
-        not_ready: None,
+        ready: true,
     }
 }
 
