@@ -196,8 +196,9 @@ async fn run(settings: ServeSettings) -> anyhow::Result<()> {
     let mut router = api::router(vault.clone(), ApiSettings { metrics });
     let mut all_ready = vec![ready];
     let mut made = None;
+    let mut parts = JoinSet::new();
     if let Some(cluster) = cluster {
-        let mut running = kubernetes::start(
+        let running = kubernetes::start(
             cluster.client,
             vault.clone(),
             cluster.settings,
@@ -209,16 +210,7 @@ async fn run(settings: ServeSettings) -> anyhow::Result<()> {
         router = router.merge(webhook::router(running.admission));
         all_ready.push(running.ready);
         made = Some(running.certificate);
-        tasks.spawn(async move {
-            let ended = running.tasks.join_next().await;
-            let name = match ended {
-                Some(Ok(name)) => name,
-                Some(Err(_)) => "a part for Kubernetes",
-                None => "Kubernetes",
-            };
-            while running.tasks.join_next().await.is_some() {}
-            (name, Ok(()))
-        });
+        parts = running.tasks;
     }
     let transport = match (settings.wire, made) {
         (Wire::Plain, _) => Transport::Plain,
@@ -268,11 +260,16 @@ async fn run(settings: ServeSettings) -> anyhow::Result<()> {
             Some(Err(error)) => anyhow::Error::from(error).context("a part of the server failed"),
             None => anyhow::anyhow!("nothing runs"),
         }),
+        Some(ended) = parts.join_next() => Some(match ended {
+            Ok(name) => anyhow::anyhow!("the part `{name}` for Kubernetes ended by itself"),
+            Err(error) => anyhow::Error::from(error).context("a part for Kubernetes failed"),
+        }),
     };
     tracing::info!("stopping");
     ready_sender.send_replace(false);
     stop_sender.send_replace(true);
     while tasks.join_next().await.is_some() {}
+    while parts.join_next().await.is_some() {}
     vault.close().await;
     tracing::info!("stopped");
     fault.map_or(Ok(()), Err)
