@@ -2,7 +2,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::declarations::access_text;
-use super::projects::stage_text;
+use super::projects::{owner_text, stage_text};
 use super::records::{INSTALLATION_CHAIN, derive_mac};
 use super::{Unavailable, Vault};
 use crate::crypto::keys::{derive_digest_hex, derive_hex, same_mac};
@@ -11,6 +11,7 @@ use crate::domain::names::OrganizationId;
 use crate::storage;
 use crate::storage::Connection;
 use crate::storage::audit::{HeadRow, RecordRow};
+use crate::storage::organizations::OrganizationRow;
 
 /// Where a chain ends now. Published outside the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +58,7 @@ impl Vault {
     }
 
     /// Reads every chain and compares it with `published` heads: altered, missing, reordered or cut-off records, and
-    /// envelopes, access entries, stages and tokens that are not what their newest record says.
+    /// envelopes, access entries, stages, projects, tokens and the organization's slug that are not what their newest record says.
     ///
     /// What is written while it reads is left for the next time.
     ///
@@ -107,6 +108,8 @@ impl Vault {
             }
             match chain.parse::<OrganizationId>() {
                 Ok(organization) => {
+                    let row = organizations.iter().find(|row| row.id == organization);
+                    compare_organization(&organization, row, &told, &mut report.findings);
                     compare_rows(db, &organization, told, &mut report.findings).await?;
                 }
                 Err(_) => report
@@ -257,11 +260,15 @@ type Place = (String, String);
 /// What the newest records say of the rows.
 #[derive(Default)]
 struct Told {
+    /// The organization's slug.
+    organization: Option<String>,
+    /// For each project: its owner.
+    projects: HashMap<String, String>,
     /// For each stage and name: version and digest of the newest envelope.
     values: HashMap<Place, BTreeMap<String, (i64, String)>>,
     /// For each stage: its access entries.
     access: HashMap<Place, String>,
-    /// For each stage: its protection and its owner.
+    /// For each stage: its protection, its owner and the resource that declares it.
     stages: HashMap<Place, String>,
     /// For each token: what it is, and whether it is revoked.
     tokens: HashMap<String, (String, bool)>,
@@ -292,6 +299,14 @@ impl Told {
                     _ => {}
                 }
             }
+        } else if is(Action::OrganizationCreated) {
+            self.organization = Some(record.names.clone());
+        } else if is(Action::ProjectCreated) {
+            let project = record.project.clone().unwrap_or_default();
+            self.projects.insert(project, record.detail.clone());
+        } else if is(Action::ProjectDeleted) {
+            self.projects
+                .remove(record.project.as_deref().unwrap_or_default());
         } else if is(Action::AccessChanged) {
             self.access.insert(place(), record.detail.clone());
         } else if is(Action::StageCreated) || is(Action::StageChanged) {
@@ -316,6 +331,24 @@ impl Told {
     }
 }
 
+/// Holds what the records say of an organization against its own row.
+fn compare_organization(
+    id: &OrganizationId,
+    row: Option<&OrganizationRow>,
+    told: &Told,
+    findings: &mut Vec<String>,
+) {
+    let named = format!("organization {id}");
+    match (row, told.organization.as_deref()) {
+        (None, _) => findings.push(format!("{named}: its row is missing")),
+        (Some(_), None) => findings.push(format!("{named}: no record says that it was made")),
+        (Some(row), Some(slug)) if row.slug.as_str() != slug => findings.push(format!(
+            "{named}: its slug is not what its record says ({slug})"
+        )),
+        (Some(_), Some(_)) => {}
+    }
+}
+
 /// Holds what the records say against the rows of an organization.
 async fn compare_rows(
     db: &mut Connection,
@@ -323,17 +356,38 @@ async fn compare_rows(
     mut told: Told,
     findings: &mut Vec<String>,
 ) -> Result<(), storage::Error> {
+    for project in storage::projects::projects(db, organization).await? {
+        let named = format!("project {}", project.slug);
+        match told.projects.remove(project.slug.as_str()) {
+            None => findings.push(format!("{named}: no record says that it was made")),
+            Some(text) if text != owner_text(project.namespace.as_ref()) => findings.push(format!(
+                "{named}: its owner is not what its record says ({text})"
+            )),
+            Some(_) => {}
+        }
+    }
+    let mut missing: Vec<_> = told.projects.into_keys().collect();
+    missing.sort();
+    for project in missing {
+        findings.push(format!("project {project}: its row is missing"));
+    }
     for stage in storage::projects::stages_of_organization(db, organization).await? {
         let place = (stage.project_slug.to_string(), stage.slug.to_string());
         let named = format!("stage {}/{}", place.0, place.1);
         match told.stages.remove(&place) {
             None => findings.push(format!("{named}: no record says that it was made")),
-            Some(text) if text != stage_text(stage.protected, stage.namespace.as_ref()) => {
-                findings.push(format!(
-                    "{named}: its protection or owner is not what its newest record says ({text})"
-                ));
+            Some(text) => {
+                let stored = stage_text(
+                    stage.protected,
+                    stage.namespace.as_ref(),
+                    stage.resource.as_ref(),
+                );
+                if text != stored {
+                    findings.push(format!(
+                        "{named}: its protection, owner or resource is not what its newest record says ({text})"
+                    ));
+                }
             }
-            Some(_) => {}
         }
         let access = access_text(&storage::projects::access_entries(db, &stage.id).await?);
         if access != told.access.remove(&place).unwrap_or_default() {

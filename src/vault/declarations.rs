@@ -498,7 +498,7 @@ impl Change for DeclareStage {
         if protected != stage.protected || adopted {
             let resource = Some(&declaration.resource);
             storage::projects::update_stage(&mut work.db, &stage.id, protected, resource).await?;
-            let detail = stage_text(protected, stage.namespace.as_ref());
+            let detail = stage_text(protected, stage.namespace.as_ref(), resource);
             work.events.push(self.event(Action::StageChanged, detail));
             stage.protected = protected;
         }

@@ -488,21 +488,31 @@ pub(crate) async fn make_stage(
         names: Vec::new(),
         origin: origin.clone(),
         outcome: Outcome::Allowed,
-        detail: stage_text(stage.protected, stage.namespace.as_ref()),
+        detail: stage_text(
+            stage.protected,
+            stage.namespace.as_ref(),
+            stage.resource.as_ref(),
+        ),
     };
     work.events
         .push((Chain::Organization(stage.organization.clone()), event));
     Ok(true)
 }
 
-/// Who owns something, for the audit trail.
+/// Who owns something, for the audit trail, which is held against the row when the trail is verified.
 pub(crate) fn owner_text(namespace: Option<&Namespace>) -> String {
     format!("owner={}", namespace.map_or("", Namespace::as_str))
 }
 
 /// What a stage is set to, for the audit trail, which is held against the row when the trail is verified.
-pub(crate) fn stage_text(protected: bool, namespace: Option<&Namespace>) -> String {
-    format!("protected={protected} {}", owner_text(namespace))
+pub(crate) fn stage_text(
+    protected: bool,
+    namespace: Option<&Namespace>,
+    resource: Option<&ObjectName>,
+) -> String {
+    let owner = owner_text(namespace);
+    let resource = resource.map_or("", ObjectName::as_str);
+    format!("protected={protected} {owner} resource={resource}")
 }
 
 struct CreateProject {

@@ -1196,7 +1196,27 @@ async fn rows_that_no_record_speaks_of_are_named(place: Place) {
         ),
         (
             "UPDATE stages SET protected = 0 WHERE slug = 'production'",
-            "stage shop/production: its protection or owner",
+            "stage shop/production: its protection, owner or resource",
+        ),
+        (
+            "UPDATE stages SET resource = 'thief' WHERE slug = 'staging'",
+            "stage shop/staging: its protection, owner or resource",
+        ),
+        (
+            "UPDATE projects SET namespace = 'evil' WHERE slug = 'shop'",
+            "project shop: its owner is not what its record says (owner=)",
+        ),
+        (
+            "UPDATE projects SET slug = 'shop2' WHERE slug = 'shop'",
+            "project shop2: no record says that it was made",
+        ),
+        (
+            "UPDATE projects SET slug = 'shop' WHERE slug = 'shop2'",
+            "project shop: its owner",
+        ),
+        (
+            "UPDATE organizations SET slug = 'other' WHERE slug = 'acme'",
+            "organization org_",
         ),
         (
             "UPDATE variables SET deleted_at = 1 WHERE name = 'B'",
@@ -1534,6 +1554,7 @@ async fn what_was_retained_is_adopted(place: Place) {
     assert_eq!(again.id, made.id);
     assert_eq!((again.variables, again.revision), (1, 1));
     assert_eq!(vault.stages_with_access().await.unwrap().len(), 1);
+    assert_eq!(acme.findings().await, Vec::<String>::new());
 }
 
 fn pod(namespace: &str, account: &str, allowances: Vec<Allowance>) -> PodCaller {
