@@ -256,6 +256,12 @@ impl AuditKey {
         KeyBytes::make().map(Self)
     }
 
+    /// A key of given bytes, for what is frozen.
+    #[cfg(test)]
+    pub(crate) fn from_slice(bytes: &[u8]) -> Option<Self> {
+        KeyBytes::from_slice(bytes).map(Self)
+    }
+
     /// The MAC of one record's canonical text, chained to the MAC before it.
     pub(crate) fn derive_record_mac(&self, record: &[u8], previous: &[u8]) -> [u8; MAC_BYTES] {
         derive_mac(&self.0, &[b"barekey/audit/v1", record, previous])

@@ -100,3 +100,83 @@ pub(crate) fn append(
     head.mac.clone_from(&record.mac);
     record
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::domain::access::Actor;
+    use crate::domain::audit::{Action, Origin, Outcome, Source};
+
+    fn text(record: &Value, field: &str) -> String {
+        record[field].as_str().unwrap().to_owned()
+    }
+
+    fn event(record: &Value) -> AuditEvent {
+        let maybe_text = |field: &str| record[field].as_str().map(str::to_owned);
+        AuditEvent {
+            action: Action::ALL
+                .into_iter()
+                .find(|action| action.as_str() == record["action"])
+                .unwrap(),
+            actor: Actor {
+                kind: ["administrator", "token"]
+                    .into_iter()
+                    .find(|kind| *kind == record["actorKind"])
+                    .unwrap(),
+                id: text(record, "actorId"),
+                name: text(record, "actorName"),
+            },
+            project: maybe_text("project"),
+            stage: maybe_text("stage"),
+            names: record["names"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|name| name.as_str().unwrap().to_owned())
+                .collect(),
+            origin: Origin {
+                source: [Source::Admin, Source::Api]
+                    .into_iter()
+                    .find(|source| source.as_str() == record["source"])
+                    .unwrap(),
+                ip: text(record, "ip"),
+                user_agent: text(record, "userAgent"),
+                request_id: text(record, "requestId"),
+            },
+            outcome: [Outcome::Allowed, Outcome::Refused]
+                .into_iter()
+                .find(|outcome| outcome.as_str() == record["outcome"])
+                .unwrap(),
+            detail: text(record, "detail"),
+        }
+    }
+
+    #[test]
+    fn records_have_the_frozen_text_and_are_chained_by_the_frozen_macs() {
+        let vector: Value =
+            serde_json::from_str(include_str!("../../tests/vectors/audit-record-v1.json")).unwrap();
+        let key = hex::decode(vector["auditKey"].as_str().unwrap()).unwrap();
+        let key = AuditKey::from_slice(&key).unwrap();
+        let records = vector["records"].as_array().unwrap();
+        assert_eq!(records.len(), 2);
+        let mut head = HeadRow {
+            chain: text(&records[0], "chain"),
+            epoch: 1,
+            sequence: 0,
+            mac: Vec::new(),
+        };
+        for expected in records {
+            let epoch = expected["epoch"].as_i64().unwrap();
+            let at = expected["at"].as_i64().unwrap();
+            let record = append(&key, &mut head, epoch, at, event(expected));
+            assert_eq!(record.sequence, expected["sequence"].as_i64().unwrap());
+            let mut canonical_text = Vec::new();
+            canonical(&record, &mut canonical_text);
+            assert_eq!(hex::encode(canonical_text), text(expected, "text"));
+            assert_eq!(hex::encode(&record.mac), text(expected, "mac"));
+            assert_eq!(head.mac, record.mac);
+        }
+    }
+}
