@@ -2294,13 +2294,13 @@ async fn a_replica_that_vanished_inside_a_group_is_not_waited_for() {
         matches!(refused, Err(WriteError::Unavailable(_))),
         "{refused:?}"
     );
-    assert!(began.elapsed().as_secs() < 8, "{:?}", began.elapsed());
+    assert!(began.elapsed().as_secs() < 18, "{:?}", began.elapsed());
     while acme
         .write("development", vec![entry("KEY", "three")])
         .await
         .is_err()
     {
-        assert!(began.elapsed().as_secs() < 30, "its locks are still held");
+        assert!(began.elapsed().as_secs() < 60, "its locks are still held");
     }
     // The server ended it: what it had locked is free, and it can do no more.
     assert!(vanished.commit().await.is_err());
@@ -2372,7 +2372,7 @@ async fn a_server_behind_a_cut_wire_is_unavailable_and_comes_back() {
         matches!(listed, Err(ReadError::Unavailable(_))),
         "{listed:?}"
     );
-    assert!(began.elapsed().as_secs() < 40, "{:?}", began.elapsed());
+    assert!(began.elapsed().as_secs() < 60, "{:?}", began.elapsed());
     wire.cut.send(false).unwrap();
     acme.write("development", vec![entry("KEY", "three")])
         .await
