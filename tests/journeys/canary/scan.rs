@@ -159,7 +159,7 @@ pub(crate) fn every_spelling_of_a_secret_is_found() {
     let url: String = secret
         .bytes()
         .map(|byte| {
-            if byte.is_ascii_alphanumeric() {
+            if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
                 char::from(byte).to_string()
             } else {
                 format!("%{byte:02X}")
