@@ -14,7 +14,7 @@ pub(crate) mod test_server;
 pub(crate) mod usage;
 pub(crate) mod variables;
 
-pub(crate) use dialect::{Connection, Database, OpenError, Risk};
+pub(crate) use dialect::{Batch, Connection, Database, OpenError, Risk};
 
 /// Why a statement did not give what was asked.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,6 @@
 //! The audit trail: chains of records, and where each ends.
 
-use crate::storage::{Cell, Connection, Error, Row, cells};
+use crate::storage::{Batch, Cell, Connection, Error, Row, cells};
 
 /// Where a chain ends.
 #[derive(Debug, Clone)]
@@ -127,8 +127,8 @@ pub(crate) async fn insert_head(db: &mut Connection, chain: &str, epoch: i64) ->
 }
 
 /// Moves the end of a chain.
-pub(crate) async fn update_head(db: &mut Connection, head: &HeadRow) -> Result<(), Error> {
-    db.execute(
+pub(crate) fn update_head(batch: &mut Batch, head: &HeadRow) {
+    batch.add(
         "UPDATE audit_heads SET epoch = $2, sequence = $3, mac = $4 WHERE chain = $1",
         cells![
             head.chain.as_str(),
@@ -136,48 +136,42 @@ pub(crate) async fn update_head(db: &mut Connection, head: &HeadRow) -> Result<(
             head.sequence,
             head.mac.as_slice()
         ],
-    )
-    .await
-    .map(drop)
+    );
 }
 
 /// Appends records.
-pub(crate) async fn insert_records(
-    db: &mut Connection,
-    records: Vec<RecordRow>,
-) -> Result<(), Error> {
-    let rows = records
-        .into_iter()
-        .map(|record| {
-            vec![
-                Cell::from(record.chain),
-                Cell::from(record.sequence),
-                Cell::from(record.epoch),
-                Cell::from(record.at),
-                Cell::from(record.action),
-                Cell::from(record.actor_kind),
-                Cell::from(record.actor_id),
-                Cell::from(record.actor_name),
-                Cell::from(record.project),
-                Cell::from(record.stage),
-                Cell::from(record.names),
-                Cell::from(record.source),
-                Cell::from(record.ip),
-                Cell::from(record.user_agent),
-                Cell::from(record.request_id),
-                Cell::from(record.outcome),
-                Cell::from(record.detail),
-                Cell::Bytes(Some(record.mac)),
-            ]
-        })
-        .collect();
-    db.insert_rows(
+pub(crate) fn insert_records(batch: &mut Batch, records: Vec<RecordRow>) {
+    const COLUMNS: usize = 18;
+    let mut cells = Vec::with_capacity(records.len() * COLUMNS);
+    for record in records {
+        let row: [Cell; COLUMNS] = [
+            Cell::from(record.chain),
+            Cell::from(record.sequence),
+            Cell::from(record.epoch),
+            Cell::from(record.at),
+            Cell::from(record.action),
+            Cell::from(record.actor_kind),
+            Cell::from(record.actor_id),
+            Cell::from(record.actor_name),
+            Cell::from(record.project),
+            Cell::from(record.stage),
+            Cell::from(record.names),
+            Cell::from(record.source),
+            Cell::from(record.ip),
+            Cell::from(record.user_agent),
+            Cell::from(record.request_id),
+            Cell::from(record.outcome),
+            Cell::from(record.detail),
+            Cell::Bytes(Some(record.mac)),
+        ];
+        cells.extend(row);
+    }
+    batch.insert_rows(
         "INSERT INTO audit_records (chain, sequence, epoch, at, action, actor_kind, actor_id, actor_name, project, \
          stage, names, source, ip, user_agent, request_id, outcome, detail, mac) VALUES",
-        18,
-        rows,
-    )
-    .await
+        COLUMNS,
+        cells,
+    );
 }
 
 /// The next records of a chain after `sequence`, at most 1,000, in order.

@@ -2,7 +2,7 @@
 
 use crate::domain::access::Role;
 use crate::domain::names::{OrganizationId, OrganizationSlug, ProjectId, StageId, TokenId};
-use crate::storage::{Connection, Error, Row, cells};
+use crate::storage::{Batch, Connection, Error, Row, cells};
 
 /// One API token.
 #[derive(Debug, Clone)]
@@ -140,18 +140,16 @@ pub(crate) async fn revoke_token(
 }
 
 /// Stores that a token was used.
-pub(crate) async fn touch_token(
-    db: &mut Connection,
+pub(crate) fn touch_token(
+    batch: &mut Batch,
     organization: &OrganizationId,
     token: &TokenId,
     now_ms: i64,
-) -> Result<(), Error> {
-    db.execute(
+) {
+    batch.add(
         "UPDATE api_tokens SET last_used_at = $3 WHERE organization_id = $1 AND id = $2",
         cells![organization.as_str(), token.as_str(), now_ms],
-    )
-    .await
-    .map(drop)
+    );
 }
 
 /// The epochs of tokens that are there.

@@ -3,7 +3,7 @@
 use crate::domain::names::{
     LineageId, Namespace, ObjectName, OrganizationId, ProjectId, ProjectSlug, StageId, StageSlug,
 };
-use crate::storage::{Connection, Error, Row, cells};
+use crate::storage::{Batch, Connection, Error, Row, cells};
 
 /// A project.
 #[derive(Debug, Clone)]
@@ -436,14 +436,14 @@ pub(crate) async fn replace_access_entries(
     entries: &[AccessRow],
     now_ms: i64,
 ) -> Result<(), Error> {
-    db.execute(
+    let mut batch = Batch::default();
+    batch.add(
         "DELETE FROM access_entries WHERE stage_id = $1",
         cells![stage.as_str()],
-    )
-    .await?;
+    );
     let rows = entries
         .iter()
-        .map(|entry| {
+        .flat_map(|entry| {
             cells![
                 stage.as_str(),
                 entry.namespace.as_str(),
@@ -453,12 +453,12 @@ pub(crate) async fn replace_access_entries(
             ]
         })
         .collect();
-    db.insert_rows(
+    batch.insert_rows(
         "INSERT INTO access_entries (stage_id, namespace, service_account, pattern, created_at) VALUES",
         5,
         rows,
-    )
-    .await
+    );
+    db.run_batch(batch).await
 }
 
 /// Every stage that has access entries: stage, and the namespace and resource that declared them.

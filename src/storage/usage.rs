@@ -1,20 +1,20 @@
 //! Usage counters and request keys.
 
 use crate::domain::names::OrganizationId;
-use crate::storage::{Connection, Error, cells};
+use crate::storage::{Batch, Connection, Error, cells};
 
 /// Milliseconds in a day.
 const DAY_MS: i64 = 86_400_000;
 
 /// Adds units to a meter of the day.
-pub(crate) async fn add_usage(
-    db: &mut Connection,
+pub(crate) fn add_usage(
+    batch: &mut Batch,
     organization: &OrganizationId,
     meter: &str,
     units: i64,
     now_ms: i64,
-) -> Result<(), Error> {
-    db.execute(
+) {
+    batch.add(
         "INSERT INTO usage (organization_id, meter, day, units) VALUES ($1, $2, $3, $4)
              ON CONFLICT (organization_id, meter, day) DO UPDATE SET units = usage.units + excluded.units",
         cells![
@@ -23,9 +23,7 @@ pub(crate) async fn add_usage(
             now_ms.div_euclid(DAY_MS),
             units
         ],
-    )
-    .await
-    .map(drop)
+    );
 }
 
 /// Remembers a request that named itself; `false` when it was there already.

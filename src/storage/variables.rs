@@ -4,7 +4,7 @@ use crate::domain::access::Actor;
 use crate::domain::names::{LineageId, OperationId, StageId, VariableName};
 use crate::domain::operation::OperationKind;
 use crate::domain::variable::{DeclaredType, Kind, Visibility};
-use crate::storage::{Connection, Error, Row, cells};
+use crate::storage::{Batch, Connection, Error, Row, cells};
 
 /// The newest version of a variable, still sealed.
 #[derive(Debug, Clone)]
@@ -192,7 +192,7 @@ pub(crate) async fn append_versions(
     }
     let rows = versions
         .iter()
-        .map(|version| {
+        .flat_map(|version| {
             cells![
                 stage.as_str(),
                 version.name.as_str(),
@@ -208,13 +208,14 @@ pub(crate) async fn append_versions(
             ]
         })
         .collect();
-    db.insert_rows(
+    let mut batch = Batch::default();
+    batch.insert_rows(
         "INSERT INTO variable_versions (stage_id, name, version, operation_id, kind, declared_type, visibility, \
          envelope_a, lineage_id, dek_version, created_at) VALUES",
         11,
         rows,
-    )
-    .await
+    );
+    db.run_batch(batch).await
 }
 
 /// Marks a variable as deleted; its versions stay.

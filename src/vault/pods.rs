@@ -15,8 +15,8 @@ use crate::domain::access::{Actor, Caller, PodCaller, grants_anything, grants_va
 use crate::domain::audit::{Action, AuditEvent, Origin, Outcome};
 use crate::domain::names::{StageId, VariableName};
 use crate::domain::plaintext::Plaintext;
-use crate::storage;
 use crate::storage::variables::VariableRow;
+use crate::storage::{self, Batch};
 use crate::vault::credentials::AuthenticateError;
 
 /// Proves which living pod a token is bound to. Implemented by `kubernetes::identity`.
@@ -377,7 +377,9 @@ impl Change for ReadForPodInGroup {
         let judged = judge(&self.core, &self.pod, &self.origin, &stages);
         work.events.extend(judged.events);
         if let Some(usage) = &judged.usage {
-            count_usage(&mut work.db, usage, work.now_ms).await?;
+            let mut batch = Batch::default();
+            count_usage(&mut work.db, &mut batch, usage, work.now_ms).await?;
+            work.db.run_batch(batch).await?;
         }
         Ok(Verdict::Keep(judged.answer))
     }

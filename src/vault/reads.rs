@@ -17,9 +17,8 @@ use crate::domain::access::{
 };
 use crate::domain::audit::{Action, AuditEvent, Origin, Outcome};
 use crate::domain::names::{ProjectSlug, StageSlug, VariableName};
-use crate::storage;
-use crate::storage::Connection;
 use crate::storage::variables::VariableRow;
+use crate::storage::{self, Batch, Connection};
 
 /// How often a read is done again outside a group.
 pub(crate) const READ_ATTEMPTS: u32 = 3;
@@ -586,9 +585,10 @@ impl Change for ReadInGroup {
         work.events.push((self.chain(), event));
         let now = work.now_ms;
         if let Some(usage) = request.usage(&answer) {
-            super::writer::count_usage(&mut work.db, &usage, now).await?;
-            storage::credentials::touch_token(&mut work.db, organization, &self.token.token, now)
-                .await?;
+            let mut batch = Batch::default();
+            super::writer::count_usage(&mut work.db, &mut batch, &usage, now).await?;
+            storage::credentials::touch_token(&mut batch, organization, &self.token.token, now);
+            work.db.run_batch(batch).await?;
         }
         Ok(Verdict::Keep(Some(answer)))
     }

@@ -19,7 +19,7 @@ use super::{Core, Unavailable};
 use crate::domain::audit::AuditEvent;
 use crate::domain::names::{OrganizationId, StageId, TokenId};
 use crate::storage::audit::HeadRow;
-use crate::storage::{self, Connection};
+use crate::storage::{self, Batch, Connection};
 
 /// How many jobs one transaction takes at most.
 const GROUP_JOBS_MAX: usize = 512;
@@ -27,8 +27,8 @@ const GROUP_JOBS_MAX: usize = 512;
 pub(crate) const QUEUE_JOBS_MAX: usize = 2048;
 /// The meter of reads.
 const READS: &str = "dynamic_requests";
-/// How many epochs the writer remembers.
-const KNOWN_EPOCHS_MAX: usize = 10_000;
+/// How many epochs and heads the writer remembers.
+const KNOWN_MAX: usize = 10_000;
 
 /// How long a group may take where the database is reached over a network.
 const GROUP_TIMEOUT: Duration = Duration::from_secs(20);
@@ -252,17 +252,26 @@ impl Queue {
     }
 }
 
-/// Epochs that the writer has read and nobody else can have changed: SQLite has one process.
+/// What the writer has read and nobody else can have changed: SQLite has one process.
 #[derive(Default)]
 struct Known {
+    /// The epochs of stages.
     stages: HashMap<StageId, i64>,
+    /// The epochs of tokens.
     tokens: HashMap<TokenId, i64>,
+    /// Where chains end.
+    heads: HashMap<Chain, HeadRow>,
 }
 
 impl Known {
     fn clear(&mut self) {
         self.stages.clear();
         self.tokens.clear();
+        self.heads.clear();
+    }
+
+    fn len(&self) -> usize {
+        self.stages.len() + self.tokens.len() + self.heads.len()
     }
 }
 
@@ -283,6 +292,7 @@ struct Group {
 /// What a group did, once it is durable.
 struct Done {
     verdicts: Vec<Recorded>,
+    heads: BTreeMap<Chain, HeadRow>,
     changed_stages: Vec<StageId>,
     changed_tokens: Vec<Vec<u8>>,
     changed: bool,
@@ -336,6 +346,7 @@ impl Writer {
                 if done.changed {
                     self.known.clear();
                 }
+                self.known.heads.extend(done.heads);
                 for ((_, reply), verdict) in group.recordings.into_iter().zip(done.verdicts) {
                     drop(reply.send(Ok(verdict)));
                 }
@@ -395,7 +406,8 @@ impl Writer {
                 changed_stages: Vec::new(),
                 changed_tokens: Vec::new(),
             };
-            if let Err(error) = work.db.begin().await {
+            let begins_late = self.begins_late(group);
+            if !begins_late && let Err(error) = work.db.begin().await {
                 if fresh {
                     return Err(error);
                 }
@@ -406,22 +418,11 @@ impl Writer {
                 }
                 continue;
             }
-            match self.fill(&mut work, group).await {
-                Ok(done) => match work.db.commit().await {
-                    Ok(()) => {
-                        self.connection = Some(work.db);
-                        return Ok(done);
-                    }
-                    Err(error) => {
-                        // The connection may be in any state: it is dropped, which takes back what is not durable.
-                        drop(work);
-                        if error.is_conflict() && attempt < ATTEMPTS {
-                            attempt += 1;
-                            continue;
-                        }
-                        return Err(error);
-                    }
-                },
+            match self.fill(&mut work, group, begins_late).await {
+                Ok(done) => {
+                    self.connection = Some(work.db);
+                    return Ok(done);
+                }
                 Err(error) => {
                     if work.db.roll_back().await.is_ok() {
                         self.connection = Some(work.db);
@@ -436,8 +437,26 @@ impl Writer {
         }
     }
 
-    /// Everything between BEGIN and COMMIT.
-    async fn fill(&mut self, work: &mut Work, group: &mut Group) -> Result<Done, storage::Error> {
+    /// Whether a group's transaction may begin with the first thing that it writes: nobody else writes to a file, so what
+    /// was read before still holds, and the whole transaction takes one trip to the file's thread.
+    fn begins_late(&self, group: &Group) -> bool {
+        let named = |(recording, _): &(Recording, _)| {
+            let usage = recording.usage.as_ref();
+            usage.is_some_and(|usage| usage.request_key.is_some())
+        };
+        !self.core.database.is_shared()
+            && group.changes.is_empty()
+            && !group.recordings.iter().any(named)
+    }
+
+    /// A whole transaction, with its COMMIT; its BEGIN was before unless it `begins_late`.
+    async fn fill(
+        &mut self,
+        work: &mut Work,
+        group: &mut Group,
+        begins_late: bool,
+    ) -> Result<Done, storage::Error> {
+        self.bound_known();
         let mut heads = self.lock_heads(work, group).await?;
         let verdicts = self.verdicts(work, group).await?;
         let mut changed = false;
@@ -492,19 +511,33 @@ impl Writer {
                 touched.insert(chain);
             }
         }
-        storage::audit::insert_records(&mut work.db, rows).await?;
+        let mut batch = Batch::default();
+        if begins_late {
+            batch.begin();
+        }
+        storage::audit::insert_records(&mut batch, rows);
         for chain in &touched {
             if let Some(head) = heads.get(chain) {
-                storage::audit::update_head(&mut work.db, head).await?;
+                storage::audit::update_head(&mut batch, head);
             }
         }
-        count(work, group, &verdicts).await?;
+        count(work, &mut batch, group, &verdicts).await?;
+        batch.commit();
+        work.db.run_batch(batch).await?;
         Ok(Done {
             verdicts,
+            heads,
             changed_stages: std::mem::take(&mut work.changed_stages),
             changed_tokens: std::mem::take(&mut work.changed_tokens),
             changed,
         })
+    }
+
+    /// Lets go of what others may have changed, and of everything when it is too much.
+    fn bound_known(&mut self) {
+        if self.core.database.is_shared() || self.known.len() > KNOWN_MAX {
+            self.known.clear();
+        }
     }
 
     /// Locks the heads of all chains that the group names, in order.
@@ -524,7 +557,10 @@ impl Writer {
         }
         let mut heads = BTreeMap::new();
         for chain in chains {
-            let head = lock_head(work, &chain, self.core.epoch).await?;
+            let head = match self.known.heads.get(&chain) {
+                Some(head) => head.clone(),
+                None => lock_head(work, &chain, self.core.epoch).await?,
+            };
             heads.insert(chain, head);
         }
         Ok(heads)
@@ -536,11 +572,6 @@ impl Writer {
         work: &mut Work,
         group: &Group,
     ) -> Result<Vec<Recorded>, storage::Error> {
-        if self.core.database.is_shared()
-            || self.known.stages.len() + self.known.tokens.len() > KNOWN_EPOCHS_MAX
-        {
-            self.known.clear();
-        }
         let relied = || {
             group
                 .recordings
@@ -611,11 +642,12 @@ async fn lock_head(work: &mut Work, chain: &Chain, epoch: i64) -> Result<HeadRow
 /// Counts one use; a request that named itself and was counted before is not counted again.
 pub(crate) async fn count_usage(
     db: &mut Connection,
+    batch: &mut Batch,
     usage: &Usage,
     now_ms: i64,
 ) -> Result<(), storage::Error> {
     if is_counted(db, usage, now_ms).await? {
-        storage::usage::add_usage(db, &usage.organization, READS, usage.units, now_ms).await?;
+        storage::usage::add_usage(batch, &usage.organization, READS, usage.units, now_ms);
     }
     Ok(())
 }
@@ -637,6 +669,7 @@ async fn is_counted(
 /// Counts what was used.
 async fn count(
     work: &mut Work,
+    batch: &mut Batch,
     group: &Group,
     verdicts: &[Recorded],
 ) -> Result<(), storage::Error> {
@@ -658,10 +691,10 @@ async fn count(
         }
     }
     for (organization, token) in used {
-        storage::credentials::touch_token(&mut work.db, organization, token, work.now_ms).await?;
+        storage::credentials::touch_token(batch, organization, token, work.now_ms);
     }
     for (organization, units) in units {
-        storage::usage::add_usage(&mut work.db, organization, READS, units, work.now_ms).await?;
+        storage::usage::add_usage(batch, organization, READS, units, work.now_ms);
     }
     Ok(())
 }

@@ -17,8 +17,8 @@ use crate::domain::names::{OperationId, StageId, VariableName};
 use crate::domain::operation::OperationKind;
 use crate::domain::plaintext::Plaintext;
 use crate::domain::variable::{DeclaredType, Kind, Visibility};
-use crate::storage;
 use crate::storage::variables::{OperationRow, StageSize, VariableRow};
+use crate::storage::{self, Batch};
 
 /// How many variables a stage may hold, and how many names one write may have.
 pub(crate) const STAGE_VARIABLES_MAX: usize = 4096;
@@ -450,15 +450,11 @@ impl WriteVariables {
         };
         storage::variables::insert_operation(&mut work.db, &facts.stage, &operation).await?;
         let organization = &facts.organization;
-        storage::credentials::touch_token(
-            &mut work.db,
-            organization,
-            &self.token.token,
-            work.now_ms,
-        )
-        .await?;
+        let mut batch = Batch::default();
+        storage::credentials::touch_token(&mut batch, organization, &self.token.token, work.now_ms);
         let units = i64::try_from(rows.len() + written.deleted.len()).unwrap_or(i64::MAX);
-        storage::usage::add_usage(&mut work.db, organization, "writes", units, work.now_ms).await?;
+        storage::usage::add_usage(&mut batch, organization, "writes", units, work.now_ms);
+        work.db.run_batch(batch).await?;
         let mut detail = Vec::with_capacity(rows.len() + written.deleted.len());
         for row in &rows {
             let digest = derive_digest_hex(row.envelope_a.as_bytes());
