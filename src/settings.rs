@@ -253,7 +253,7 @@ pub struct AdminArguments {
     #[command(flatten)]
     vault: VaultArguments,
     /// The socket of the running server [default: barekey-admin.sock beside the SQLite file, or in the working directory].
-    #[arg(long, env = "BAREKEY_ADMIN_SOCKET", value_name = "PATH")]
+    #[arg(long, env = "BAREKEY_ADMIN_SOCKET", value_name = "PATH", global = true)]
     admin_socket: Option<PathBuf>,
     #[command(subcommand)]
     command: AdminCommand,
@@ -848,6 +848,23 @@ mod tests {
         }
         let settings = serve(&["--database", "postgres://localhost/barekey"]).unwrap();
         assert_eq!(settings.admin_socket, Path::new("barekey-admin.sock"));
+    }
+
+    #[test]
+    fn the_admin_socket_is_named_before_or_behind_what_the_administrator_does() {
+        let named = ["--admin-socket", "/run/other.sock"];
+        let bootstrap = ["bootstrap", "--organization", "acme"];
+        let verify = ["audit", "verify"];
+        for does in [&bootstrap[..], &verify] {
+            for order in [[&named[..], does], [does, &named]] {
+                let words = [&["barekey-operator", "admin"], &order.concat()[..]].concat();
+                let Command::Admin(admin) = Program::try_parse_from(&words).unwrap().command else {
+                    unreachable!("the command was admin");
+                };
+                let socket = admin.check().unwrap().socket;
+                assert_eq!(socket, Path::new("/run/other.sock"), "{words:?}");
+            }
+        }
     }
 
     #[test]
