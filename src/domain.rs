@@ -7,4 +7,5 @@ pub mod names;
 pub mod operation;
 pub mod plaintext;
 pub mod reference;
+pub mod shares;
 pub mod variable;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::domain::shares::Bounds;
+
 /// The longest body of `POST /v1/env/write`, in bytes.
 pub const WRITE_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The longest body of every other route, in bytes.
@@ -10,13 +12,26 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024;
 pub const BODY_TIME_MAX: Duration = Duration::from_secs(15);
 /// How long a TLS handshake may take.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
-/// How long the first byte of a connection, and then each request's headers, may take to arrive. A connection that is kept
-/// open without a request ends after it too.
+/// How long the first byte of a connection, and then each request's headers over HTTP/1, may take to arrive. A connection
+/// over HTTP/1 that is kept open without a request ends after it too.
 pub const HEADER_TIME_MAX: Duration = Duration::from_secs(30);
 /// The longest headers of one request, in bytes.
 pub const HEADER_BYTES_MAX: usize = 64 * 1024;
 /// How many connections one listener serves at once; more are closed as they come.
 pub const CONNECTIONS_MAX: usize = 4096;
+/// Whose connections they may be. One address may be all requests of a node, where its addresses are translated; still it
+/// gets half of the places, and the API server finds one that pods cannot take.
+pub const CONNECTIONS: Bounds = Bounds {
+    all: CONNECTIONS_MAX,
+    address: CONNECTIONS_MAX / 2,
+    network: CONNECTIONS_MAX / 4 * 3,
+    kept: CONNECTIONS_MAX / 8,
+    little: 8,
+};
+/// After one to two such times a connection without a request under way ends, whatever else comes over it. Longer than the
+/// 90 seconds after which the clients of Go and of hyper end it, so that no request of the API server or of an agent meets
+/// the end.
+pub const IDLE_TIME_MAX: Duration = Duration::from_secs(100);
 /// How many requests one HTTP/2 connection may have under way.
 pub const STREAMS_MAX: u32 = 256;
 /// How often an HTTP/2 connection is asked whether it is still there, and how long it may take to answer.

@@ -1,30 +1,37 @@
 //! A port that is listened on: TLS or plain, HTTP/1 and HTTP/2, with a cap on connections and time limits.
 //!
 //! axum-server accepts and serves; what stands here is what it leaves open: `TCP_NODELAY` (without it small answers wait
-//! 40 ms), a limit on open connections, and an end for those that never send a byte.
+//! 40 ms), a limit on open connections with a share for each peer, and an end for those that never send a byte or have no
+//! request under way. hyper ends the latter by itself over HTTP/1 alone; pings keep none open.
 
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::Response;
 use axum_server::accept::Accept;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use axum_server::{Handle, Server};
 use futures::future::BoxFuture;
+use hyper::body::{Frame, SizeHint};
 use hyper_util::rt::TokioTimer;
 use rustls::ServerConfig;
 use rustls::server::ResolvesServerCert;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::Sleep;
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
+use tower::Service;
 
 use super::limits;
+use crate::domain::shares::{Bounds, Share, Shares};
 
 /// What goes over the wire.
 pub enum Transport {
@@ -162,22 +169,37 @@ impl<S> Accept<TcpStream, S> for Raw {
     }
 }
 
+/// How long a connection may be quiet.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// Before its first byte.
+    first_byte: Duration,
+    /// Without a request under way.
+    idle: Duration,
+}
+
 /// Takes a place among the open connections before anything else is done, and closes the connection when there is none.
 #[derive(Clone)]
 struct Guard<A> {
     inner: A,
-    places: Arc<Semaphore>,
+    places: Shares,
+    patience: Patience,
 }
 
 impl<A> Guard<A> {
     fn around(inner: A) -> Self {
-        Self::with_places(inner, limits::CONNECTIONS_MAX)
+        let patience = Patience {
+            first_byte: limits::HEADER_TIME_MAX,
+            idle: limits::IDLE_TIME_MAX,
+        };
+        Self::with(inner, limits::CONNECTIONS, patience)
     }
 
-    fn with_places(inner: A, places: usize) -> Self {
+    fn with(inner: A, places: Bounds, patience: Patience) -> Self {
         Self {
             inner,
-            places: Arc::new(Semaphore::new(places)),
+            places: Shares::new(places),
+            patience,
         }
     }
 }
@@ -190,39 +212,153 @@ where
     A::Service: Send + 'static,
 {
     type Stream = Guarded<A::Stream>;
-    type Service = A::Service;
+    type Service = Counted<A::Service>;
     type Future = BoxFuture<'static, io::Result<(Self::Stream, Self::Service)>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+        let place = stream.peer_addr().ok().and_then(|peer| {
+            let address = peer.ip().to_canonical();
+            self.places.take(Some(address), 1)
+        });
+        let Some(place) = place else {
             return Box::pin(std::future::ready(Err(io::Error::other(
                 "too many connections are open",
             ))));
         };
+        let patience = self.patience;
         let accepted = self.inner.accept(stream, service);
         Box::pin(async move {
             let (stream, service) = accepted.await?;
+            let requests = Arc::new(Requests::default());
             Ok((
-                Guarded::new(stream, place, limits::HEADER_TIME_MAX),
-                service,
+                Guarded::new(stream, place, patience, Arc::clone(&requests)),
+                Counted {
+                    inner: service,
+                    requests,
+                },
             ))
         })
     }
 }
 
-/// A connection that holds its place, and ends if its first byte does not come in time.
+/// The requests of one connection so far.
+#[derive(Default)]
+struct Requests {
+    begun: AtomicUsize,
+    ended: AtomicUsize,
+}
+
+/// A request under way: from its headers until its answer was handed over.
+struct Underway(Arc<Requests>);
+
+impl Underway {
+    fn begin(requests: &Arc<Requests>) -> Self {
+        requests.begun.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(requests))
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts the requests of its connection.
+#[derive(Clone)]
+struct Counted<S> {
+    inner: S,
+    requests: Arc<Requests>,
+}
+
+impl<S, R> Service<R> for Counted<S>
+where
+    S: Service<R, Response = Response<Body>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<CountedBody>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        let underway = Underway::begin(&self.requests);
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let answer = answer.await?;
+            Ok(answer.map(|body| CountedBody {
+                body,
+                _request: underway,
+            }))
+        })
+    }
+}
+
+/// An answer's body; once it is gone its request is over.
+struct CountedBody {
+    body: Body,
+    _request: Underway,
+}
+
+impl HttpBody for CountedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A connection that holds its place, and ends if its first byte does not come in time or no request is under way for long.
 struct Guarded<S> {
     stream: S,
-    first_byte: Option<Pin<Box<Sleep>>>,
-    _place: OwnedSemaphorePermit,
+    idle: Duration,
+    timer: Pin<Box<Sleep>>,
+    has_sent: bool,
+    requests: Arc<Requests>,
+    /// How many requests had ended when the timer was set.
+    ended: usize,
+    _place: Share,
 }
 
 impl<S> Guarded<S> {
-    fn new(stream: S, place: OwnedSemaphorePermit, first_byte: Duration) -> Self {
+    fn new(stream: S, place: Share, patience: Patience, requests: Arc<Requests>) -> Self {
         Self {
             stream,
-            first_byte: Some(Box::pin(tokio::time::sleep(first_byte))),
+            idle: patience.idle,
+            timer: Box::pin(tokio::time::sleep(patience.first_byte)),
+            has_sent: false,
+            requests,
+            ended: 0,
             _place: place,
+        }
+    }
+
+    /// Ready when no request was under way since the timer was set. Sets it anew otherwise.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            let ended = self.requests.ended.load(Ordering::Relaxed);
+            let begun = self.requests.begun.load(Ordering::Relaxed);
+            if begun == ended && ended == self.ended {
+                return Poll::Ready(());
+            }
+            self.ended = ended;
+            self.timer.as_mut().reset(Instant::now() + self.idle);
         }
     }
 }
@@ -234,15 +370,21 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if let Some(timer) = &mut self.first_byte {
-            if read.is_ready() {
-                self.first_byte = None;
-            } else {
-                ready!(timer.as_mut().poll(cx));
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        if read.is_ready() {
+            if !self.has_sent {
+                self.has_sent = true;
+                let until = Instant::now() + self.idle;
+                self.timer.as_mut().reset(until);
             }
+            return read;
         }
-        read
+        ready!(self.poll_idle(cx));
+        Poll::Ready(if self.has_sent {
+            // As if the other side had ended it: what is left is sent, and the connection closed in order.
+            Ok(())
+        } else {
+            Err(io::ErrorKind::TimedOut.into())
+        })
     }
 }
 
@@ -288,24 +430,123 @@ mod tests {
             .unwrap()
     }
 
-    fn place() -> OwnedSemaphorePermit {
-        Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap()
+    /// So many places, and half of them for one address.
+    fn places(all: usize) -> Bounds {
+        Bounds {
+            all,
+            address: all.div_ceil(2),
+            network: all,
+            kept: 0,
+            little: 0,
+        }
+    }
+
+    fn place() -> Share {
+        Shares::new(places(1)).take(None, 1).unwrap()
+    }
+
+    fn within(milliseconds: u64) -> Patience {
+        Patience {
+            first_byte: Duration::from_millis(milliseconds),
+            idle: Duration::from_millis(milliseconds),
+        }
+    }
+
+    const PATIENT: Patience = Patience {
+        first_byte: Duration::from_secs(60),
+        idle: Duration::from_secs(60),
+    };
+
+    #[test]
+    fn a_connection_that_never_sends_a_byte_ends() {
+        runtime().block_on(async {
+            let (_silent, served) = tokio::io::duplex(64);
+            let mut guarded = Guarded::new(served, place(), within(20), Arc::default());
+            let error = guarded.read_u8().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        });
     }
 
     #[test]
-    fn a_connection_that_never_sends_a_byte_ends_and_one_that_has_sent_stays() {
+    fn a_connection_that_has_sent_waits_longer_and_stays_while_a_request_is_under_way() {
         runtime().block_on(async {
-            let (_silent, served) = tokio::io::duplex(64);
-            let mut guarded = Guarded::new(served, place(), Duration::from_millis(20));
-            let error = guarded.read_u8().await.unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-
             let (mut talking, served) = tokio::io::duplex(64);
-            let mut guarded = Guarded::new(served, place(), Duration::from_millis(20));
+            let patience = Patience {
+                first_byte: Duration::from_millis(20),
+                ..PATIENT
+            };
+            let mut guarded = Guarded::new(served, place(), patience, Arc::default());
             talking.write_u8(1).await.unwrap();
             assert_eq!(guarded.read_u8().await.unwrap(), 1);
             let later = tokio::time::timeout(Duration::from_millis(60), guarded.read_u8());
             assert!(later.await.is_err(), "it still waits for the second byte");
+
+            let (mut asking, served) = tokio::io::duplex(64);
+            let requests = Arc::new(Requests::default());
+            let mut guarded = Guarded::new(served, place(), within(20), Arc::clone(&requests));
+            asking.write_u8(1).await.unwrap();
+            assert_eq!(guarded.read_u8().await.unwrap(), 1);
+            let underway = Underway::begin(&requests);
+            let later = tokio::time::timeout(Duration::from_millis(100), guarded.read_u8());
+            assert!(later.await.is_err(), "its request is under way");
+            drop(underway);
+            let error = guarded.read_u8().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "it was ended");
+        });
+    }
+
+    /// A frame of HTTP/2.
+    fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(payload.len()).unwrap();
+        let head = [0, 0, length, kind, flags, 0, 0, 0, stream];
+        [&head[..], payload].concat()
+    }
+
+    #[test]
+    fn pings_do_not_keep_an_http_2_connection_open_and_a_slow_answer_does() {
+        let answering = Duration::from_millis(1500);
+        let slow = async move || {
+            tokio::time::sleep(answering).await;
+            "done"
+        };
+        runtime().block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.set_nonblocking(true).unwrap();
+            let address = listener.local_addr().unwrap();
+            let guard = Guard::with(Raw, limits::CONNECTIONS, within(200));
+            let mut server = axum_server::from_tcp(listener).unwrap().acceptor(guard);
+            limit(&mut server);
+            let router = Router::new().route("/", axum::routing::get(slow));
+            let service = router.into_make_service_with_connect_info::<SocketAddr>();
+            let serving = tokio::spawn(server.serve(service));
+
+            // `GET /` by the static table of RFC 7541, its headers and itself ended.
+            let get = frame(1, 5, 1, &[0x82, 0x86, 0x84, 0x41, 1, b'a']);
+            for (asks, lives) in [(Vec::new(), false), (get, true)] {
+                let (mut reads, mut writes) =
+                    TcpStream::connect(address).await.unwrap().into_split();
+                let settings = frame(4, 0, 0, &[]);
+                let opening = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &settings, &asks].concat();
+                writes.write_all(&opening).await.unwrap();
+                let pinging = tokio::spawn(async move {
+                    while writes.write_all(&frame(6, 0, 0, &[7; 8])).await.is_ok() {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                });
+                let begun = Instant::now();
+                let mut came = Vec::new();
+                let end = reads.read_to_end(&mut came);
+                // A reset is an end too: a ping may cross the closing.
+                drop(
+                    tokio::time::timeout(Duration::from_secs(20), end)
+                        .await
+                        .expect("it ends"),
+                );
+                assert_eq!(begun.elapsed() > answering, lives);
+                assert_eq!(came.windows(4).any(|it| it == b"done"), lives);
+                pinging.abort();
+            }
+            serving.abort();
         });
     }
 
@@ -314,7 +555,7 @@ mod tests {
         runtime().block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
-            let guard = Guard::with_places(Raw, 1);
+            let guard = Guard::with(Raw, places(1), PATIENT);
             let connect = async || {
                 let client = TcpStream::connect(address).await.unwrap();
                 let (served, _) = listener.accept().await.unwrap();
@@ -331,15 +572,39 @@ mod tests {
     }
 
     #[test]
-    fn a_place_comes_back_when_its_connection_ends() {
-        let places = Arc::new(Semaphore::new(1));
-        let place = Arc::clone(&places).try_acquire_owned().unwrap();
+    fn a_peer_that_has_its_share_leaves_places_for_another() {
         runtime().block_on(async {
-            let (_one, other) = tokio::io::duplex(8);
-            let guarded = Guarded::new(other, place, Duration::from_secs(1));
-            assert_eq!(places.available_permits(), 0);
-            drop(guarded);
-            assert_eq!(places.available_permits(), 1);
+            let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let guard = Guard::with(Raw, places(4), PATIENT);
+            // Each address of 127.0.0.0/8 that is connected to is also that which is connected from.
+            let connect = async |from: [u8; 4]| {
+                let socket = tokio::net::TcpSocket::new_v4().unwrap();
+                socket.bind(SocketAddr::from((from, 0))).unwrap();
+                let client = socket
+                    .connect(SocketAddr::from((from, port)))
+                    .await
+                    .unwrap();
+                let (served, _) = listener.accept().await.unwrap();
+                (client, guard.accept(served, ()).await)
+            };
+            let greedy = [127, 0, 0, 2];
+            let _one = connect(greedy).await;
+            let _two = connect(greedy).await;
+            assert!(connect(greedy).await.1.is_err());
+            assert!(connect([127, 0, 0, 3]).await.1.is_ok());
         });
+    }
+
+    #[test]
+    fn no_peer_can_take_every_place_of_the_real_listener() {
+        let Bounds {
+            all,
+            address,
+            network,
+            kept,
+            little,
+        } = limits::CONNECTIONS;
+        assert!(address < network && network <= all - kept && (1..kept).contains(&little));
     }
 }
