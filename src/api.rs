@@ -27,6 +27,7 @@ use axum::routing::{MethodRouter, get, post};
 use self::callers::FailedTokens;
 use self::error::Code;
 use self::metrics::HttpMetrics;
+use crate::domain::shares::Shares;
 use crate::vault::Vault;
 
 pub use self::openapi::document;
@@ -213,6 +214,7 @@ struct Inner {
     vault: Vault,
     metrics: HttpMetrics,
     failures: FailedTokens,
+    bodies: Shares,
     document: String,
 }
 
@@ -229,6 +231,11 @@ impl Api {
         &self.0.failures
     }
 
+    /// Room for the bodies of requests, in bytes.
+    pub(crate) fn bodies(&self) -> &Shares {
+        &self.0.bodies
+    }
+
     pub(crate) fn document(&self) -> &str {
         &self.0.document
     }
@@ -240,6 +247,7 @@ pub fn router(vault: Vault, settings: ApiSettings) -> Router {
         vault,
         metrics: settings.metrics,
         failures: FailedTokens::new(),
+        bodies: Shares::new(limits::BODIES),
         document: document().to_string(),
     }));
     let mut router = Router::new();

@@ -7,12 +7,12 @@ use std::num::NonZeroU32;
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{ConnectInfo, FromRequest, Request};
 use axum::http::{HeaderMap, HeaderName, header, request};
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::error::{ApiError, Code};
@@ -20,6 +20,7 @@ use super::exchange::{self, RequestId};
 use super::{Api, limits};
 use crate::domain::access::Caller;
 use crate::domain::audit::Origin;
+use crate::domain::shares::Share;
 use crate::vault::credentials::{AuthenticateError, PresentedToken};
 
 const REQUEST_KEY: HeaderName = HeaderName::from_static("x-barekey-request-key");
@@ -57,7 +58,17 @@ impl<A: Ask> FromRequest<Api> for Call<A> {
 
     async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
-        let bytes = read_body(body, A::BODY_BYTES_MAX).await?;
+        // What the body takes is given back when its sender is known: what is done for those is bound elsewhere.
+        let mut room = api
+            .bodies()
+            .take(address(&parts), limits::BODY_BYTES_COUNTED);
+        let bytes = read_body(body, A::BODY_BYTES_MAX, room.as_mut())
+            .await
+            .inspect_err(|error| {
+                if error.code() == Code::RateLimited {
+                    api.metrics().rate_limited();
+                }
+            })?;
         let ask = A::shape(parse(&bytes)?)?;
         drop(bytes);
         let request_key = request_key(&parts.headers)?;
@@ -89,7 +100,18 @@ impl FromRequest<Api> for Visit {
     }
 }
 
-async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
+/// The peer's address.
+fn address(parts: &request::Parts) -> Option<IpAddr> {
+    let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+    peer.map(exchange::address)
+}
+
+/// The body, in the room that there is for it; no room is no body.
+async fn read_body(
+    body: Body,
+    bytes_max: usize,
+    room: Option<&mut Share>,
+) -> Result<Vec<u8>, ApiError> {
     let too_large = || {
         ApiError::new(
             Code::RequestTooLarge,
@@ -99,25 +121,42 @@ async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
     if axum::body::HttpBody::size_hint(&body).lower() > bytes_max as u64 {
         return Err(too_large());
     }
-    let collected = tokio::time::timeout(
-        limits::BODY_TIME_MAX,
-        Limited::new(body, bytes_max).collect(),
-    );
-    match collected.await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(ApiError::new(
-            Code::InvalidRequest,
-            "the body broke off before its end",
-        )),
-        Err(_) => Err(ApiError::new(
+    let no_room = || {
+        ApiError::new(
+            Code::RateLimited,
+            "too many bodies are being read right now, from this address or in all; try again",
+        )
+        .retry_after(limits::BODY_RETRY_SECONDS)
+    };
+    let room = room.ok_or_else(no_room)?;
+    let collected = tokio::time::timeout(limits::BODY_TIME_MAX, async {
+        let (mut body, mut bytes) = (body, Vec::new());
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| {
+                ApiError::new(Code::InvalidRequest, "the body broke off before its end")
+            })?;
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            if bytes.len() + data.len() > bytes_max {
+                return Err(too_large());
+            }
+            if !room.grow(data.len()) {
+                return Err(no_room());
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok(bytes)
+    });
+    collected.await.unwrap_or_else(|_| {
+        Err(ApiError::new(
             Code::RequestTimeout,
             format!(
                 "the body did not arrive within {} seconds",
                 limits::BODY_TIME_MAX.as_secs()
             ),
-        )),
-    }
+        ))
+    })
 }
 
 /// JSON first and whole, then the shape. The parser's own message is not passed on, since it quotes what it read, which may
@@ -353,7 +392,9 @@ fn network(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::shares::Shares;
     use crate::protocol::environment::WriteRequest;
+    use axum::response::IntoResponse;
 
     fn presented(text: &str) -> PresentedToken {
         PresentedToken::new(text.to_owned())
@@ -457,5 +498,42 @@ mod tests {
         let other: IpAddr = "2001:db8:1:3::1".parse().unwrap();
         assert_eq!(network(one), network(two));
         assert_ne!(network(one), network(other));
+    }
+
+    /// A body that sends so many bytes and then neither more nor its end.
+    fn unending(length: usize) -> Body {
+        let sent = futures::stream::iter([Ok::<_, std::io::Error>(vec![b' '; length])]);
+        Body::from_stream(futures::StreamExt::chain(sent, futures::stream::pending()))
+    }
+
+    #[tokio::test]
+    async fn bodies_that_do_not_end_leave_room_for_another_address() {
+        let bodies = Shares::new(limits::BODIES);
+        let (greedy, other) = (
+            Some("192.0.2.1".parse().unwrap()),
+            Some("192.0.2.2".parse().unwrap()),
+        );
+        let length = limits::WRITE_BODY_BYTES_MAX;
+        let mut reading = futures::stream::FuturesUnordered::new();
+        for _ in 0..8 {
+            let mut room = bodies.take(greedy, limits::BODY_BYTES_COUNTED);
+            reading.push(async move { read_body(unending(length), length, room.as_mut()).await });
+        }
+        let refused = futures::StreamExt::next(&mut reading)
+            .await
+            .unwrap()
+            .unwrap_err();
+        assert_eq!(refused.code(), Code::RateLimited);
+        assert_eq!(refused.into_response().headers()[header::RETRY_AFTER], "1");
+
+        let mut room = bodies.take(other, limits::BODY_BYTES_COUNTED);
+        let whole = read_body(Body::from(vec![b' '; length]), length, room.as_mut()).await;
+        assert_eq!(whole.unwrap().len(), length);
+        drop(reading);
+        let mut room = bodies.take(greedy, limits::BODY_BYTES_COUNTED);
+        let whole = read_body(Body::from(vec![b' '; length]), length, room.as_mut()).await;
+        assert_eq!(whole.unwrap().len(), length, "the room came back");
+        let longer = read_body(unending(length + 1), length, room.as_mut()).await;
+        assert_eq!(longer.unwrap_err().code(), Code::RequestTooLarge);
     }
 }

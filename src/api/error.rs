@@ -79,7 +79,7 @@ codes! {
     RequestTimeout = "REQUEST_TIMEOUT", REQUEST_TIMEOUT;
     /// The body is too large for the route.
     RequestTooLarge = "REQUEST_TOO_LARGE", PAYLOAD_TOO_LARGE;
-    /// Too many refused credentials from one address.
+    /// Too many refused credentials or bodies, from one address or in all.
     RateLimited = "RATE_LIMITED", TOO_MANY_REQUESTS;
     /// A stored value does not open.
     EvaluationFailed = "EVALUATION_FAILED", INTERNAL_SERVER_ERROR;

@@ -8,6 +8,19 @@ use crate::domain::shares::Bounds;
 pub const WRITE_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The longest body of every other route, in bytes.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
+/// Whose bodies may be in memory at once, in bytes, until their sender is known. Reviews of the webhook have as much of
+/// their own (`kubernetes::webhook`): both together are a fraction of the memory that the chart gives the operator.
+pub const BODIES: Bounds = Bounds {
+    all: 32 * 1024 * 1024,
+    address: 16 * 1024 * 1024,
+    network: 24 * 1024 * 1024,
+    kept: 8 * 1024 * 1024,
+    little: WRITE_BODY_BYTES_MAX + BODY_BYTES_COUNTED,
+};
+/// What any body counts beside its bytes, so that their number is bound too.
+pub const BODY_BYTES_COUNTED: usize = 4 * 1024;
+/// When to come again after there was no room for a body, in seconds.
+pub const BODY_RETRY_SECONDS: u32 = 1;
 /// How long a body may take to arrive.
 pub const BODY_TIME_MAX: Duration = Duration::from_secs(15);
 /// How long a TLS handshake may take.
