@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use super::exchange::{self, RequestId};
 use super::{Api, limits};
 use crate::domain::access::Caller;
 use crate::domain::audit::Origin;
-use crate::domain::shares::Share;
+use crate::domain::shares::{self, Share, Shares};
 use crate::vault::credentials::{AuthenticateError, PresentedToken};
 
 const REQUEST_KEY: HeaderName = HeaderName::from_static("x-barekey-request-key");
@@ -248,11 +248,11 @@ async fn recognise(
             "there is no credential: send the header `Authorization: Bearer …` with a token of barekey (bk_api_…)",
         ));
     };
-    let address = peer.map(exchange::address);
-    if let Some(wait) = api.failures().must_wait(address, &token) {
+    let address = address(parts);
+    // Held until the credential is counted.
+    let _lookup = api.failures().begin(address, &token).inspect_err(|_| {
         api.metrics().rate_limited();
-        return Err(too_many(wait));
-    }
+    })?;
     match api.vault().authenticate(&token).await {
         Ok(caller) => {
             api.failures().recognised(&token);
@@ -260,7 +260,7 @@ async fn recognise(
         }
         Err(error @ (AuthenticateError::Unknown | AuthenticateError::PodRefused { .. })) => {
             api.metrics().failed_token();
-            if let Some(wait) = api.failures().failed(address) {
+            if let Some(wait) = api.failures().failed(address, &token) {
                 api.metrics().rate_limited();
                 return Err(too_many(wait));
             }
@@ -296,12 +296,13 @@ fn bearer(headers: &HeaderMap) -> Option<PresentedToken> {
     sane.then(|| PresentedToken::new(token.to_owned()))
 }
 
-/// Counts refused credentials by address, and holds an address up that sends too many. A credential that was recognised
-/// since the start is not held up by its neighbours' failures.
+/// Counts refused credentials by address, and holds an address up that sends too many, one after the other or at once. A
+/// credential that was recognised since the start is not held up by its neighbours' failures.
 pub(crate) struct FailedTokens {
-    limiter: DefaultKeyedRateLimiter<IpAddr>,
-    clock: DefaultClock,
-    waiting: RwLock<HashMap<IpAddr, Instant>>,
+    addresses: Failures,
+    /// Those of IPv6 once more, so that going from address to address is no way around.
+    networks: Failures,
+    lookups: Shares,
     /// Keyed 64-bit hashes, made with a key of this process: good for being let past the limiter, never for being let in.
     recognised: RwLock<HashSet<u64>>,
     hasher: RandomState,
@@ -310,45 +311,62 @@ pub(crate) struct FailedTokens {
 impl FailedTokens {
     /// With the limits of [`limits`].
     pub(crate) fn new() -> Self {
-        let one = NonZeroU32::MIN;
-        let per_second = NonZeroU32::new(limits::FAILED_TOKENS_PER_SECOND).unwrap_or(one);
-        let burst = NonZeroU32::new(limits::FAILED_TOKENS_BURST).unwrap_or(one);
         Self {
-            limiter: RateLimiter::keyed(Quota::per_second(per_second).allow_burst(burst)),
-            clock: DefaultClock::default(),
-            waiting: RwLock::default(),
+            addresses: Failures::new(
+                limits::FAILED_TOKENS_PER_SECOND,
+                limits::FAILED_TOKENS_BURST,
+            ),
+            networks: Failures::new(
+                limits::FAILED_TOKENS_NETWORK_PER_SECOND,
+                limits::FAILED_TOKENS_NETWORK_BURST,
+            ),
+            lookups: Shares::new(limits::LOOKUPS),
             recognised: RwLock::default(),
             hasher: RandomState::new(),
         }
     }
 
-    /// How long a request must wait before its credential is looked at; `None` for not at all.
-    fn must_wait(&self, address: Option<IpAddr>, token: &PresentedToken) -> Option<Duration> {
-        let network = network(address?);
-        let until = {
-            let waiting = self.waiting.read().unwrap_or_else(PoisonError::into_inner);
-            *waiting.get(&network)?
+    /// Lets a credential be looked up, while what comes back is held; `None` is for one that was recognised before.
+    ///
+    /// # Errors
+    /// A 429, when the address must wait or too many others of it are looked up.
+    fn begin(
+        &self,
+        address: Option<IpAddr>,
+        token: &PresentedToken,
+    ) -> Result<Option<Share>, ApiError> {
+        if self.knows(self.hasher.hash_one(token.reveal())) {
+            return Ok(None);
+        }
+        let Some(peer) = address else {
+            return Ok(None);
         };
-        let wait = until.checked_duration_since(Instant::now())?;
-        let known = self
-            .recognised
+        let network = shares::network(peer).and_then(|network| self.networks.must_wait(network));
+        if let Some(wait) = self.addresses.must_wait(peer).max(network) {
+            return Err(too_many(wait));
+        }
+        let lookup = self.lookups.take(address, 1).ok_or_else(|| {
+            ApiError::new(
+                Code::RateLimited,
+                "too many credentials from this address are being looked up right now; try again",
+            )
+            .retry_after(limits::LOOKUPS_RETRY_SECONDS)
+        })?;
+        Ok(Some(lookup))
+    }
+
+    fn knows(&self, hash: u64) -> bool {
+        self.recognised
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .contains(&self.hasher.hash_one(token.reveal()));
-        (!known).then_some(wait)
+            .contains(&hash)
     }
 
     /// Remembers a credential that was recognised.
     fn recognised(&self, token: &PresentedToken) {
         let hash = self.hasher.hash_one(token.reveal());
-        {
-            let recognised = self
-                .recognised
-                .read()
-                .unwrap_or_else(PoisonError::into_inner);
-            if recognised.contains(&hash) {
-                return;
-            }
+        if self.knows(hash) {
+            return;
         }
         let mut recognised = self
             .recognised
@@ -360,17 +378,60 @@ impl FailedTokens {
         recognised.insert(hash);
     }
 
-    /// Counts a refused credential; `Some` when the address has sent too many and must wait so long.
-    fn failed(&self, address: Option<IpAddr>) -> Option<Duration> {
-        let network = network(address?);
-        let refused = self.limiter.check_key(&network).err()?;
+    /// Counts a refused credential, which is no longer one that was recognised; `Some` when the address has sent too many
+    /// and must wait so long.
+    fn failed(&self, address: Option<IpAddr>, token: &PresentedToken) -> Option<Duration> {
+        let hash = self.hasher.hash_one(token.reveal());
+        if self.knows(hash) {
+            self.recognised
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&hash);
+        }
+        let address = address?;
+        let network = shares::network(address).and_then(|network| self.networks.count(network));
+        self.addresses.count(address).max(network)
+    }
+}
+
+/// Refused credentials of senders, each under one address.
+struct Failures {
+    limiter: DefaultKeyedRateLimiter<IpAddr>,
+    clock: DefaultClock,
+    waiting: RwLock<HashMap<IpAddr, Instant>>,
+}
+
+impl Failures {
+    fn new(per_second: u32, burst: u32) -> Self {
+        let one = NonZeroU32::MIN;
+        let per_second = NonZeroU32::new(per_second).unwrap_or(one);
+        let burst = NonZeroU32::new(burst).unwrap_or(one);
+        Self {
+            limiter: RateLimiter::keyed(Quota::per_second(per_second).allow_burst(burst)),
+            clock: DefaultClock::default(),
+            waiting: RwLock::default(),
+        }
+    }
+
+    /// How long a sender must wait before a credential of it is looked at; `None` for not at all.
+    fn must_wait(&self, sender: IpAddr) -> Option<Duration> {
+        let until = {
+            let waiting = self.waiting.read().unwrap_or_else(PoisonError::into_inner);
+            *waiting.get(&sender)?
+        };
+        until.checked_duration_since(Instant::now())
+    }
+
+    /// Counts one; `Some` when the sender has sent too many and must wait so long.
+    fn count(&self, sender: IpAddr) -> Option<Duration> {
+        let refused = self.limiter.check_key(&sender).err()?;
         let wait = refused.wait_time_from(self.clock.now());
         let now = Instant::now();
         let mut waiting = self.waiting.write().unwrap_or_else(PoisonError::into_inner);
         if waiting.len() >= limits::FAILED_ADDRESSES_KEPT {
             waiting.retain(|_, until| *until > now);
         }
-        waiting.insert(network, now + wait);
+        waiting.insert(sender, now + wait);
         if self.limiter.len() >= limits::FAILED_ADDRESSES_KEPT {
             self.limiter.retain_recent();
         }
@@ -378,21 +439,9 @@ impl FailedTokens {
     }
 }
 
-/// What one sender is: an IPv4 address, or the /64 network of an IPv6 one.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(six) => {
-            let network = six.to_bits() & !u128::from(u64::MAX);
-            IpAddr::V6(Ipv6Addr::from_bits(network))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::shares::Shares;
     use crate::protocol::environment::WriteRequest;
     use axum::response::IntoResponse;
 
@@ -479,25 +528,57 @@ mod tests {
     fn an_address_that_fails_too_often_waits_and_its_recognised_neighbour_does_not() {
         let failures = FailedTokens::new();
         let address = Some("192.0.2.1".parse().unwrap());
-        failures.recognised(&presented("good"));
+        let (good, bad) = (presented("good"), presented("bad"));
+        failures.recognised(&good);
         for attempt in 0..limits::FAILED_TOKENS_BURST {
-            assert_eq!(failures.failed(address), None, "attempt {attempt}");
+            assert_eq!(failures.failed(address, &bad), None, "attempt {attempt}");
         }
-        let waited = (0..limits::FAILED_TOKENS_BURST).find_map(|_| failures.failed(address));
+        let waited = (0..limits::FAILED_TOKENS_BURST).find_map(|_| failures.failed(address, &bad));
         assert!(waited.is_some());
-        assert!(failures.must_wait(address, &presented("bad")).is_some());
-        assert!(failures.must_wait(address, &presented("good")).is_none());
+        assert!(failures.begin(address, &bad).is_err());
+        assert!(failures.begin(address, &good).is_ok());
         let other = Some("192.0.2.2".parse().unwrap());
-        assert!(failures.must_wait(other, &presented("bad")).is_none());
+        assert!(failures.begin(other, &bad).is_ok());
+        failures.failed(address, &good);
+        assert!(failures.begin(address, &good).is_err(), "it was revoked");
     }
 
     #[test]
-    fn addresses_of_one_ipv6_network_are_one_sender() {
-        let one: IpAddr = "2001:db8:1:2::1".parse().unwrap();
-        let two: IpAddr = "2001:db8:1:2:ffff::9".parse().unwrap();
-        let other: IpAddr = "2001:db8:1:3::1".parse().unwrap();
-        assert_eq!(network(one), network(two));
-        assert_ne!(network(one), network(other));
+    fn credentials_that_are_sent_at_once_do_not_all_pass_before_the_first_is_counted() {
+        let failures = FailedTokens::new();
+        let address = Some("192.0.2.1".parse().unwrap());
+        let bad = presented("bad");
+        let mut under_way: Vec<_> = (0..limits::LOOKUPS.address)
+            .map(|_| failures.begin(address, &bad).unwrap())
+            .collect();
+        let refused = failures.begin(address, &bad).err().unwrap();
+        assert_eq!(refused.code(), Code::RateLimited);
+        failures.recognised(&presented("good"));
+        assert!(failures.begin(address, &presented("good")).is_ok());
+        let other = Some("192.0.2.2".parse().unwrap());
+        assert!(failures.begin(other, &bad).is_ok());
+        under_way.pop();
+        assert!(failures.begin(address, &bad).is_ok());
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_fail_each_for_itself_and_more_of_them_together() {
+        let failures = FailedTokens::new();
+        let bad = presented("bad");
+        let pod = |number: u32| -> Option<IpAddr> {
+            Some(format!("2001:db8:1:2::{number:x}").parse().unwrap())
+        };
+        let fails = |address| {
+            (0..=limits::FAILED_TOKENS_BURST).any(|_| failures.failed(address, &bad).is_some())
+        };
+        assert!(fails(pod(1)));
+        assert!(failures.begin(pod(1), &bad).is_err());
+        assert!(failures.begin(pod(2), &bad).is_ok(), "its neighbour");
+        let together = limits::FAILED_TOKENS_NETWORK_BURST * 2;
+        assert!((3..together).any(|number| failures.failed(pod(number), &bad).is_some()));
+        assert!(failures.begin(pod(together), &bad).is_err());
+        let elsewhere = Some("2001:db8:1:3::1".parse().unwrap());
+        assert!(failures.begin(elsewhere, &bad).is_ok());
     }
 
     /// A body that sends so many bytes and then neither more nor its end.

@@ -71,6 +71,21 @@ pub const CREDENTIAL_BYTES_MAX: usize = 16 * 1024;
 pub const FAILED_TOKENS_BURST: u32 = 100;
 /// How many refused credentials a second one address may send in the long run.
 pub const FAILED_TOKENS_PER_SECOND: u32 = 5;
+/// How many the addresses of one /64 network of IPv6 may send together at once: the pods of a node may share one.
+pub const FAILED_TOKENS_NETWORK_BURST: u32 = 1000;
+/// How many a second they may send together in the long run.
+pub const FAILED_TOKENS_NETWORK_PER_SECOND: u32 = 50;
+/// How many credentials that were not recognised before are looked up at once, so that those which are sent together do
+/// not all pass before the first is counted.
+pub const LOOKUPS: Bounds = Bounds {
+    all: usize::MAX,
+    address: 128,
+    network: 512,
+    kept: 0,
+    little: 0,
+};
+/// When to come again after too many were looked up, in seconds.
+pub const LOOKUPS_RETRY_SECONDS: u32 = 1;
 /// After how many addresses the counters of those that have been quiet are dropped.
 pub const FAILED_ADDRESSES_KEPT: usize = 10_000;
 /// How many credentials that were recognised are remembered, so that a neighbour's failures do not hold them up.
