@@ -11,11 +11,12 @@ mod review;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request as HttpRequest, State as Shared};
+use axum::extract::{ConnectInfo, Request as HttpRequest, State as Shared};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
@@ -98,8 +99,10 @@ pub fn router(state: State) -> Router {
 
 /// `POST /admission/pods`: what becomes of one pod.
 async fn review_pod(Shared(state): Shared<State>, request: HttpRequest) -> Response {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    let peer = peer.map(|peer| peer.0.ip().to_canonical());
     // The room is given back when the answer is made.
-    let parsed = match state.bodies.read(request.into_body()).await {
+    let parsed = match state.bodies.read(request.into_body(), peer).await {
         Ok((body, room)) => Review::parse(&body)
             .map(|review| (review, room))
             .map_err(Malformed::from),

@@ -2,20 +2,22 @@
 //!
 //! Whoever reaches the Service can post here, so nothing that is posted may cost more than the process can spare.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::{Body, Bytes, HttpBody as _};
+use axum::body::{Body, HttpBody as _};
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::review::ReviewError;
+use crate::domain::shares::{Bounds, Share, Shares};
 
 /// The longest review that is read, in bytes: an object of the API server has 1.5 MiB at most, and a review holds two.
 pub(super) const BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -23,10 +25,17 @@ pub(super) const BYTES_MAX: usize = 4 * 1024 * 1024;
 const READ_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long a review may wait for others to be answered; the API server waits 10 seconds in all.
 const WAIT_MAX: Duration = Duration::from_secs(5);
-/// Up to this length, in bytes, a body is read beside any number of others, as on every other route.
-const SMALL_BYTES_MAX: u64 = 64 * 1024;
-/// How many longer bodies are read at once, so that slow senders of long bodies hold up nobody but each other.
-const LONG_READS_MAX: usize = 16;
+/// What any body counts beside its bytes while it is read, so that their number is bound too.
+const BODY_BYTES_COUNTED: usize = 4 * 1024;
+/// Whose bodies may be in memory before there is room for what they become, in bytes. One address gets half at most, so
+/// that the API server finds room beside whoever else posts. The API's bodies have as much of their own.
+const READING: Bounds = Bounds {
+    all: 32 * 1024 * 1024,
+    address: 16 * 1024 * 1024,
+    network: 24 * 1024 * 1024,
+    kept: 8 * 1024 * 1024,
+    little: BYTES_MAX + BODY_BYTES_COUNTED,
+};
 /// How much all reviews that are being answered may have in memory together, in KiB, by [`kibibytes`].
 const MEMORY_KIBIBYTES_MAX: u32 = 64 * 1024;
 /// What one review counts at least, in KiB: no more than 64 are answered at once.
@@ -40,7 +49,7 @@ const RETRY_SECONDS: u32 = 1;
 
 /// Room for the bodies of reviews.
 pub(super) struct Bodies {
-    long_reads: Semaphore,
+    reading: Shares,
     memory: Arc<Semaphore>,
     read_time_max: Duration,
     wait_max: Duration,
@@ -50,22 +59,30 @@ impl Bodies {
     /// All of it.
     pub(super) fn new() -> Self {
         Self {
-            long_reads: Semaphore::new(LONG_READS_MAX),
+            reading: Shares::new(READING),
             memory: Arc::new(Semaphore::new(MEMORY_KIBIBYTES_MAX as usize)),
             read_time_max: READ_TIME_MAX,
             wait_max: WAIT_MAX,
         }
     }
 
-    /// Reads a body, and holds room for what it becomes until the permit is dropped.
+    /// Reads a body of a peer, and holds room for what it becomes until the permit is dropped.
     ///
     /// # Errors
     /// [`Malformed`] for what is too long, too slow or too much.
     pub(super) async fn read(
         &self,
         body: Body,
-    ) -> Result<(Bytes, OwnedSemaphorePermit), Malformed> {
-        let body = timeout(self.read_time_max, self.collect(body))
+        peer: Option<IpAddr>,
+    ) -> Result<(Vec<u8>, OwnedSemaphorePermit), Malformed> {
+        if body.size_hint().lower() > BYTES_MAX as u64 {
+            return Err(Malformed::TooLong);
+        }
+        let mut share = self
+            .reading
+            .take(peer, BODY_BYTES_COUNTED)
+            .ok_or(Malformed::TooManyReviews)?;
+        let body = timeout(self.read_time_max, collect(body, &mut share))
             .await
             .map_err(|_| Malformed::TooSlow)??;
         let kibibytes = kibibytes(&body);
@@ -78,22 +95,23 @@ impl Bodies {
             Ok(Err(_)) | Err(_) => Err(Malformed::TooManyReviews),
         }
     }
+}
 
-    async fn collect(&self, body: Body) -> Result<Bytes, Malformed> {
-        let length = body.size_hint();
-        if length.lower() > BYTES_MAX as u64 {
+async fn collect(mut body: Body, share: &mut Share) -> Result<Vec<u8>, Malformed> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| Malformed::BrokenOff)?.into_data() else {
+            continue;
+        };
+        if bytes.len() + data.len() > BYTES_MAX {
             return Err(Malformed::TooLong);
         }
-        let _turn = match length.upper() {
-            Some(upper) if upper <= SMALL_BYTES_MAX => None,
-            _ => self.long_reads.acquire().await.ok(),
-        };
-        match Limited::new(body, BYTES_MAX).collect().await {
-            Ok(body) => Ok(body.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => Err(Malformed::TooLong),
-            Err(_) => Err(Malformed::BrokenOff),
+        if !share.grow(data.len()) {
+            return Err(Malformed::TooManyReviews);
         }
+        bytes.extend_from_slice(&data);
     }
+    Ok(bytes)
 }
 
 /// How much memory a body may take once it is parsed, in KiB, rather more than less.
@@ -196,16 +214,16 @@ mod tests {
         let bodies = hasty();
         let mut rooms = Vec::new();
         for _ in 0..64 {
-            let (_, room) = bodies.read(Body::from("{}")).await.unwrap();
+            let (_, room) = bodies.read(Body::from("{}"), None).await.unwrap();
             rooms.push(room);
         }
-        let refused = bodies.read(Body::from("{}")).await.unwrap_err();
+        let refused = bodies.read(Body::from("{}"), None).await.unwrap_err();
         assert!(matches!(refused, Malformed::TooManyReviews));
         let response = refused.into_response();
         assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(response.headers()[RETRY_AFTER], "1");
         rooms.pop();
-        assert!(bodies.read(Body::from("{}")).await.is_ok());
+        assert!(bodies.read(Body::from("{}"), None).await.is_ok());
     }
 
     #[tokio::test]
@@ -213,10 +231,14 @@ mod tests {
         let bodies = hasty();
         let never =
             || Body::from_stream(futures::stream::pending::<Result<&[u8], std::io::Error>>());
-        let slow = futures::future::join_all((0..64).map(|_| bodies.read(never())));
+        let slow = futures::future::join_all((0..64).map(|_| bodies.read(never(), None)));
         let short = async {
             tokio::task::yield_now().await;
-            timeout(Duration::from_millis(250), bodies.read(Body::from("{}"))).await
+            timeout(
+                Duration::from_millis(250),
+                bodies.read(Body::from("{}"), None),
+            )
+            .await
         };
         let (slow, short) = tokio::join!(slow, short);
         assert!(short.unwrap().is_ok());
@@ -224,5 +246,22 @@ mod tests {
             let response = slow.unwrap_err().into_response();
             assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
         }
+    }
+
+    #[tokio::test]
+    async fn bodies_that_do_not_end_leave_room_for_the_api_server() {
+        let bodies = Bodies::new();
+        let peer = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        let long = || {
+            let sent = futures::stream::iter([Ok::<_, std::io::Error>(vec![b' '; BYTES_MAX])]);
+            Body::from_stream(futures::StreamExt::chain(sent, futures::stream::pending()))
+        };
+        let mut reading: futures::stream::FuturesUnordered<_> = (0..8)
+            .map(|_| bodies.read(long(), peer("192.0.2.1")))
+            .collect();
+        let refused = futures::StreamExt::next(&mut reading).await.unwrap();
+        assert!(matches!(refused, Err(Malformed::TooManyReviews)));
+        let review = Body::from(vec![b' '; BYTES_MAX]);
+        assert!(bodies.read(review, peer("192.0.2.2")).await.is_ok());
     }
 }
