@@ -391,18 +391,28 @@ fn required(request: &Request) -> BTreeSet<&VariableName> {
         .collect()
 }
 
+/// What is not there yet of what the pod asks for by name. Of many names it is not told which: whoever posts a review may
+/// have guessed them.
 fn missing_names(request: &Request, names: Option<&BTreeSet<VariableName>>) -> Vec<String> {
     let Some(names) = names else {
         return Vec::new();
     };
-    required(request)
-        .into_iter()
-        .filter(|name| !names.contains(*name))
-        .take(WARNINGS_MAX)
+    let required = required(request);
+    let mut missing = required.iter().filter(|name| !names.contains(**name));
+    let stage = request.stage_name();
+    if required.len() > WARNINGS_MAX {
+        let some = missing.next().map(|_| {
+            format!(
+                "BarekeyStage {stage} does not have all {} variables that the pod names: the containers that ask for one it has not do not start until it is written; `barekey env list` shows which are there",
+                required.len()
+            )
+        });
+        return Vec::from_iter(some);
+    }
+    missing
         .map(|name| {
             format!(
-                "BarekeyStage {} has no variable {name}: the containers that ask for it do not start until it is written",
-                request.stage_name()
+                "BarekeyStage {stage} has no variable {name}: the containers that ask for it do not start until it is written"
             )
         })
         .collect()

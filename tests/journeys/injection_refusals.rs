@@ -111,7 +111,17 @@ fn a_probe_that_names_a_variable(namespace: &Namespace) {
             json!({"exec": {"command": ["/bin/sh", "-c", text]}});
         pod.to_string()
     };
-    let refusal = namespace.refuse(probing("blind", "test -n \"$DATABASE_URL\""));
+    let blind = probing("blind", "test -n \"$DATABASE_URL\"");
+    let refusal = namespace.refuse(blind.clone());
+    assert!(
+        refusal.contains("container app: its livenessProbe names a variable of the stage"),
+        "{refusal}"
+    );
+    assert!(!refusal.contains("DATABASE_URL"), "{refusal}");
+    // A name that the pod itself asks for is told.
+    let mut blind: Value = serde_json::from_str(&blind).unwrap();
+    blind["metadata"]["annotations"]["barekey.dev/variables"] = json!("DATABASE_URL");
+    let refusal = namespace.refuse(blind.to_string());
     assert!(
         refusal.contains("container app: its livenessProbe names DATABASE_URL"),
         "{refusal}"

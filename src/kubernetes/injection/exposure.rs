@@ -26,7 +26,10 @@ const CHECKS: [(&str, &str); 5] = [
 /// Whether a name in a container's environment gets its value from the stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Injected {
-    Yes,
+    /// It does, by what the pod's own spec says.
+    BySpec,
+    /// It does, since the stage has such a variable. Whoever posts a review may guess names, so it is not told which it was.
+    ByStage,
     No,
     /// It does if the stage has such a variable, and nobody could say.
     Perhaps,
@@ -57,21 +60,25 @@ impl Environment<'_> {
         let own = self.own.contains(name);
         let certain = self.chosen.references.contains_key(name);
         let Ok(name) = name.parse::<VariableName>() else {
-            return if certain { Injected::Yes } else { Injected::No };
+            return if certain {
+                Injected::BySpec
+            } else {
+                Injected::No
+            };
         };
         if certain {
-            Injected::Yes
+            Injected::BySpec
         } else if own {
             Injected::No
         } else if self.allowance.rename.contains_key(&name) || self.lists(&name) {
-            Injected::Yes
+            Injected::BySpec
         } else if !self.allowance.exports(&name)
             || !grants_variable(self.grants, self.namespace, self.account, &name)
         {
             Injected::No
         } else {
             match self.names {
-                Some(names) if names.contains(&name) => Injected::Yes,
+                Some(names) if names.contains(&name) => Injected::ByStage,
                 Some(_) => Injected::No,
                 None => Injected::Perhaps,
             }
@@ -94,19 +101,24 @@ pub(super) fn blind_checks(environment: &Environment<'_>) -> Vec<Problem> {
             let exec = environment.container.pointer(pointer)?;
             let words = || pod::texts(exec, "command").flat_map(words);
             let container = || shown(&environment.chosen.name);
-            if let Some(variable) = words().find(|it| environment.injected(it) == Injected::Yes) {
+            let any = |how: Injected| words().find(|it| environment.injected(it) == how);
+            if let Some(variable) = any(Injected::BySpec) {
                 return Some(Problem::Probe {
                     container: container(),
                     check,
                     variable: shown(variable),
                 });
             }
-            words()
-                .any(|it| environment.injected(it) == Injected::Perhaps)
-                .then(|| Problem::ProbeUndecided {
+            if any(Injected::ByStage).is_some() {
+                return Some(Problem::ProbeOfStage {
                     container: container(),
                     check,
-                })
+                });
+            }
+            any(Injected::Perhaps).map(|_| Problem::ProbeUndecided {
+                container: container(),
+                check,
+            })
         })
         .collect()
 }
@@ -121,20 +133,32 @@ pub(super) fn asks_for_names(container: &Value) -> bool {
 
 /// Warnings about values that become arguments, which others on the node can see.
 ///
-/// The first few: a person reads them.
+/// The first few that the pod's own spec asks for by name, since a person reads them, and one warning for all others.
 pub(super) fn values_in_arguments(environment: &Environment<'_>) -> Vec<String> {
-    arguments_referring(environment.container)
-        .into_iter()
-        .filter(|name| environment.injected(name) != Injected::No)
+    let container = shown(&environment.chosen.name);
+    let referring = arguments_referring(environment.container);
+    let told = referring
+        .iter()
+        .filter(|name| environment.injected(name) == Injected::BySpec)
         .take(WARNINGS_MAX)
         .map(|name| {
             format!(
-                "container {}: $({}) puts a value of the vault into the arguments of its process, where others on the node may read it: let the program read its environment",
-                shown(&environment.chosen.name),
+                "container {container}: $({}) puts a value of the vault into the arguments of its process, where others on the node may read it: let the program read its environment",
                 shown(name),
             )
-        })
-        .collect()
+        });
+    let others = referring.iter().any(|name| {
+        matches!(
+            environment.injected(name),
+            Injected::ByStage | Injected::Perhaps
+        )
+    });
+    told.chain(others.then(|| {
+        format!(
+            "container {container}: its command or args refer by $(NAME) to what the stage may hold, and a value in the arguments of a process may be read by others on the node: let the program read its environment",
+        )
+    }))
+    .collect()
 }
 
 fn arguments_referring(container: &Value) -> BTreeSet<&str> {

@@ -300,6 +300,17 @@ pub(crate) enum Problem {
         /// The variable.
         variable: String,
     },
+    /// An exec probe or hook that would not see a value, of a variable that the pod's spec does not ask for by name. It is not
+    /// told which: whoever posts a review may have guessed many.
+    #[error(
+        "container {container}: its {check} names a variable of the stage, which only the program itself has: let {check} ask the program (httpGet, tcpSocket, grpc, or a command without it); `barekey env list` shows the names"
+    )]
+    ProbeOfStage {
+        /// The container.
+        container: String,
+        /// Which probe or hook.
+        check: &'static str,
+    },
     /// An exec probe or hook, while nobody can say which variables there are.
     #[error(
         "container {container}: the vault does not answer right now, so nobody knows whether its {check} names a variable: try again, or list the names in barekey.dev/variables"

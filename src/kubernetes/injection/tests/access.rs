@@ -17,6 +17,26 @@ fn a_name_that_the_stage_does_not_hold_is_warned_about() {
 }
 
 #[test]
+fn of_many_names_at_once_it_is_not_told_which_the_stage_holds() {
+    let warnings = |count: usize| {
+        let listed = (1..count).map(|number| format!("GUESS_{number}"));
+        let listed = Vec::from_iter(listed.chain(["TOKEN".to_owned()])).join(",");
+        let annotation = "/metadata/annotations/barekey.dev~1variables";
+        let bare = with(pod(), "/spec/containers/0/env", json!([]));
+        let pod = with(bare, annotation, json!(listed));
+        let (_, injection) =
+            try_inject(&pod, AgentDelivery::Init, &stage(), Some(&names())).unwrap();
+        injection.warnings
+    };
+    assert_eq!(warnings(WARNINGS_MAX).len(), WARNINGS_MAX - 1);
+    let [told] = &warnings(WARNINGS_MAX + 1)[..] else {
+        panic!("one warning for all");
+    };
+    assert!(told.contains("does not have all 17 variables"), "{told}");
+    assert!(!told.contains("GUESS") && !told.contains("TOKEN"), "{told}");
+}
+
+#[test]
 fn a_stage_that_is_absent_and_one_that_grants_nothing_read_the_same() {
     let request = request(&pod()).unwrap();
     let mut foreign = stage();

@@ -19,7 +19,9 @@ fn a_probe_or_hook_that_names_a_variable_is_refused_wherever_it_is() {
             command.clone(),
         ));
         assert!(
-            told.contains(&format!("container app: its {check} names DB_USER")),
+            told.contains(&format!(
+                "container app: its {check} names a variable of the stage"
+            )),
             "{told}"
         );
     }
@@ -65,6 +67,20 @@ fn a_probe_is_held_against_the_names_that_its_own_container_gets() {
             pod["spec"]["containers"][0]["livenessProbe"]
         );
     }
+}
+
+#[test]
+fn a_probe_is_told_the_name_that_the_pod_asks_for_and_none_that_the_stage_holds() {
+    let command = json!({"exec": {"command": ["sh", "-c", "echo $TOKEN $DB_USER $GUESS"]}});
+    let probing = with(pod(), "/spec/containers/0/livenessProbe", command);
+    let guessing = refused(&probing);
+    for name in ["TOKEN", "DB_USER", "GUESS"] {
+        assert!(!guessing.contains(name), "{guessing}");
+    }
+    let annotation = "/metadata/annotations/barekey.dev~1variables";
+    let asking = refused(&with(probing, annotation, json!("DB_USER,TOK*")));
+    assert!(asking.contains("livenessProbe names DB_USER"), "{asking}");
+    assert!(!asking.contains("TOKEN"), "{asking}");
 }
 
 #[test]
@@ -124,6 +140,13 @@ fn a_value_that_lands_in_arguments_is_warned_about() {
         json!(["--token=$(TOKEN)", "--db=$(DB)", "$(LEVEL)", "$$(DB_USER)"]),
     );
     let (_, injection) = try_inject(&pod, AgentDelivery::Init, &stage(), Some(&names())).unwrap();
-    assert_eq!(injection.warnings.len(), 2, "{:?}", injection.warnings);
-    assert!(injection.warnings[0].contains("$(DB)") && injection.warnings[1].contains("$(TOKEN)"));
+    let [asked, others] = &injection.warnings[..] else {
+        panic!("{:?}", injection.warnings);
+    };
+    assert!(asked.contains("$(DB) puts a value"), "{asked}");
+    assert!(others.contains("refer by $(NAME)"), "{others}");
+    assert!(
+        !others.contains("TOKEN"),
+        "the stage alone says so: {others}"
+    );
 }
