@@ -25,6 +25,7 @@ use barekey::vault::pods::PodIdentity;
 use barekey::vault::{AcceptedRisk, Clock, Vault, VaultSettings};
 use barekey::{admin, telemetry};
 use clap::Parser as _;
+use mimalloc::MiMalloc;
 use prometheus_client::registry::Registry;
 use rustix::fs::Mode;
 use rustix::process::{
@@ -37,7 +38,7 @@ use zeroizing_alloc::ZeroAlloc;
 
 /// Wipes what it frees, so that values and keys do not stay behind in memory.
 #[global_allocator]
-static ALLOCATOR: ZeroAlloc<std::alloc::System> = ZeroAlloc(std::alloc::System);
+static ALLOCATOR: ZeroAlloc<MiMalloc> = ZeroAlloc(MiMalloc);
 
 /// How often the heads of the audit trail are published.
 const HEADS_EVERY: Duration = Duration::from_secs(50);

@@ -21,12 +21,15 @@ use crate::domain::names::{OrganizationId, StageId, TokenId};
 use crate::storage::audit::HeadRow;
 use crate::storage::{self, Batch, Connection};
 
-/// How many jobs one transaction takes at most.
-const GROUP_JOBS_MAX: usize = 512;
+/// How many jobs one transaction takes at most: as many rows as a file takes in one trip. Smaller groups than could be had
+/// let the next one's requests be judged while this one is written.
+const GROUP_JOBS_MAX: usize = 64;
 /// How many jobs may wait; whoever comes later waits before the queue.
 pub(crate) const QUEUE_JOBS_MAX: usize = 2048;
 /// The meter of reads.
 const READS: &str = "dynamic_requests";
+/// How often the use of one token is stored, in milliseconds.
+const TOUCH_INTERVAL_MS: u64 = 60_000;
 /// How many epochs and heads the writer remembers.
 const KNOWN_MAX: usize = 10_000;
 
@@ -212,6 +215,7 @@ impl Queue {
             jobs: receiver,
             connection: None,
             known: Known::default(),
+            touched: HashMap::new(),
         };
         tokio::spawn(writer.run());
         Self(sender)
@@ -280,6 +284,8 @@ struct Writer {
     jobs: mpsc::Receiver<Job>,
     connection: Option<Connection>,
     known: Known,
+    /// When each token was last stored as used.
+    touched: HashMap<TokenId, i64>,
 }
 
 /// A group, sorted by kind.
@@ -437,6 +443,23 @@ impl Writer {
         }
     }
 
+    /// Stores when tokens were last used, a token once in [`TOUCH_INTERVAL_MS`].
+    fn touch(&mut self, batch: &mut Batch, now_ms: i64, group: &Group, verdicts: &[Recorded]) {
+        if self.touched.len() > KNOWN_MAX {
+            self.touched.clear();
+        }
+        for recording in durable(group, verdicts) {
+            let Some((organization, token)) = &recording.used else {
+                continue;
+            };
+            let stored = self.touched.get(token);
+            if stored.is_none_or(|stored| stored.abs_diff(now_ms) >= TOUCH_INTERVAL_MS) {
+                storage::credentials::touch_token(batch, organization, token, now_ms);
+                self.touched.insert(token.clone(), now_ms);
+            }
+        }
+    }
+
     /// Whether a group's transaction may begin with the first thing that it writes: nobody else writes to a file, so what
     /// was read before still holds, and the whole transaction takes one trip to the file's thread.
     fn begins_late(&self, group: &Group) -> bool {
@@ -486,12 +509,8 @@ impl Writer {
             }
             events.append(&mut work.events);
         }
-        let recorded = group
-            .recordings
-            .iter_mut()
-            .zip(&verdicts)
-            .filter(|(_, verdict)| **verdict == Recorded::Durable)
-            .flat_map(|((recording, _), _)| recording.events.iter().cloned());
+        let recorded =
+            durable(group, &verdicts).flat_map(|recording| recording.events.iter().cloned());
         let mut rows = Vec::with_capacity(verdicts.len() + events.len());
         let mut touched = BTreeSet::new();
         for (chain, event) in recorded.chain(events) {
@@ -521,6 +540,7 @@ impl Writer {
                 storage::audit::update_head(&mut batch, head);
             }
         }
+        self.touch(&mut batch, work.now_ms, group, &verdicts);
         count(work, &mut batch, group, &verdicts).await?;
         batch.commit();
         work.db.run_batch(batch).await?;
@@ -624,6 +644,16 @@ impl Writer {
     }
 }
 
+/// The recordings of a group that are to be durable.
+fn durable<'a>(group: &'a Group, verdicts: &'a [Recorded]) -> impl Iterator<Item = &'a Recording> {
+    group
+        .recordings
+        .iter()
+        .zip(verdicts)
+        .filter(|(_, verdict)| **verdict == Recorded::Durable)
+        .map(|((recording, _), _)| recording)
+}
+
 /// Where a chain ends, locked; begins the chain when there is none.
 async fn lock_head(work: &mut Work, chain: &Chain, epoch: i64) -> Result<HeadRow, storage::Error> {
     if let Some(head) = storage::audit::lock_head(&mut work.db, chain.as_str()).await? {
@@ -673,25 +703,13 @@ async fn count(
     group: &Group,
     verdicts: &[Recorded],
 ) -> Result<(), storage::Error> {
-    let mut used = BTreeSet::new();
     let mut units: BTreeMap<&OrganizationId, i64> = BTreeMap::new();
-    let durable = group
-        .recordings
-        .iter()
-        .zip(verdicts)
-        .filter(|(_, verdict)| **verdict == Recorded::Durable);
-    for ((recording, _), _) in durable {
-        if let Some((organization, token)) = &recording.used {
-            used.insert((organization, token));
-        }
+    for recording in durable(group, verdicts) {
         if let Some(usage) = &recording.usage
             && is_counted(&mut work.db, usage, work.now_ms).await?
         {
             *units.entry(&usage.organization).or_default() += usage.units;
         }
-    }
-    for (organization, token) in used {
-        storage::credentials::touch_token(batch, organization, token, work.now_ms);
     }
     for (organization, units) in units {
         storage::usage::add_usage(batch, organization, READS, units, work.now_ms);
