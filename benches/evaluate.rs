@@ -2,12 +2,15 @@
 //! the same bytes, and beside one synced write of 4 KiB on the same disk.
 
 use std::io::{Seek, SeekFrom, Write};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 
-use crate::load::{Running, call, free_address, load, median, post, start_constant, wait_for};
+use crate::load::{
+    Load, Running, call, free_address, load, median, post, start_constant, wait_for,
+};
 
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(2);
@@ -42,7 +45,7 @@ pub(crate) fn run() {
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
-    let _server = Running(server);
+    let server = Running(server);
     wait_for(address);
     let bootstrap = Command::new(OPERATOR)
         .args(["admin", "--admin-socket"])
@@ -76,29 +79,32 @@ pub(crate) fn run() {
     let question = r#"{"projectSlug":"bench","stageSlug":"development","name":"DATABASE_URL"}"#;
     let answer = ask("/v1/env/evaluate", question);
     let request = post("/v1/env/evaluate", Some(&token), question);
-    let (bare_address, _bare) = start_constant(&answer);
+    let (bare_address, bare_server) = start_constant(&answer);
 
     println!("evaluate on SQLite with a durable audit record for each read");
     let mut alone = 0.0;
     for connections in [1, 32, 256] {
         let mut bare = Vec::new();
         let mut barekey = Vec::new();
-        let mut last = None;
         for _ in 0..ROUNDS {
-            bare.push(load(bare_address, &request, connections, ROUND).per_second);
-            let seen = load(address, &request, connections, ROUND);
-            barekey.push(seen.per_second);
-            last = Some(seen);
+            bare.push(round(&bare_server, bare_address, &request, connections));
+            barekey.push(round(&server, address, &request, connections));
         }
-        let (bare, barekey, last) = (median(bare), median(barekey), last.unwrap());
+        let (bare, bare_micros) = middle(bare);
+        let (barekey, barekey_micros) = middle(barekey);
         if connections == 1 {
-            alone = barekey;
+            alone = barekey.per_second;
         }
         println!(
-            "  {connections:>3} connections: {:>5.1} % of a bare route ({barekey:.0} of {bare:.0} answers/s; p50 {:.2} ms, p99 {:.2} ms)",
-            100.0 * barekey / bare,
-            last.p50.as_secs_f64() * 1e3,
-            last.p99.as_secs_f64() * 1e3,
+            "  {connections:>3} connections: {:>5.1} % of a bare route ({:.0} of {:.0} answers/s; p50 {:.2} ms, p99 {:.2} ms; \
+             {:.0} µs of CPU an answer, the bare route {:.0})",
+            100.0 * barekey.per_second / bare.per_second,
+            barekey.per_second,
+            bare.per_second,
+            barekey.p50.as_secs_f64() * 1e3,
+            barekey.p99.as_secs_f64() * 1e3,
+            barekey_micros,
+            bare_micros,
         );
     }
     let synced = synced_writes_per_second(folder.path());
@@ -106,6 +112,21 @@ pub(crate) fn run() {
         "    1 connection:  {:>5.1} % of the rate of one 4 KiB write-and-fdatasync ({synced:.0} writes/s)",
         100.0 * alone / synced
     );
+}
+
+/// One round of load, and what an answer cost the server's process, in microseconds of CPU time.
+fn round(server: &Running, address: SocketAddr, request: &[u8], connections: usize) -> (Load, f64) {
+    let before = server.cpu_time();
+    let load = load(address, request, connections, ROUND);
+    let spent = server.cpu_time() - before;
+    let micros = spent.as_secs_f64() * 1e6 / load.answers as f64;
+    (load, micros)
+}
+
+/// The round of the middle rate.
+fn middle(mut rounds: Vec<(Load, f64)>) -> (Load, f64) {
+    rounds.sort_by(|(one, _), (other, _)| one.per_second.total_cmp(&other.per_second));
+    rounds.swap_remove(rounds.len() / 2)
 }
 
 /// How often 4 KiB can be written and synced in a second, one after the other, on the disk of `folder`.
