@@ -82,19 +82,39 @@ pub(crate) fn a_read_whose_record_cannot_be_written_is_refused(engine: Engine) {
     assert_recovers(&place, &server, &owner);
 }
 
-/// A small disk of memory, unmounted when it is dropped.
+/// Runs a program that must end well; says what it complained about.
+#[track_caller]
+fn succeed(command: &mut Command) {
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{command:?}: {}: {said}",
+        output.status
+    );
+}
+
+/// A small disk, unmounted when it is dropped.
 struct SmallDisk(TempDir);
 
 impl SmallDisk {
+    /// Of memory.
     fn mount(size: &str) -> Self {
         let directory = TempDir::new().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(directory.path())
-            .status()
-            .unwrap();
-        assert!(mounted.success(), "mount: {mounted}");
+        let options = format!("size={size}");
+        let mount = ["-t", "tmpfs", "-o", &options, "tmpfs"];
+        succeed(Command::new("mount").args(mount).arg(directory.path()));
         Self(directory)
+    }
+
+    /// Mounts it anew, `ro` or `rw`. The kernel refuses `ro` while a file is open for writing.
+    fn remount(&self, mode: &str) {
+        let options = format!("remount,{mode}");
+        succeed(
+            Command::new("mount")
+                .args(["-o", &options])
+                .arg(self.0.path()),
+        );
     }
 
     /// Fills what is left; returns the file to remove.
@@ -149,6 +169,30 @@ pub(crate) fn a_sqlite_disk_that_is_full_recovers() {
         }
     });
     std::fs::remove_file(ballast).unwrap();
+    assert_recovers(&place, &server, &owner);
+    server.stop();
+}
+
+pub(crate) fn a_server_on_a_read_only_disk_says_so_and_starts_when_it_is_writable() {
+    let disk = SmallDisk::mount("16m");
+    let Shop {
+        place,
+        server,
+        owner,
+    } = Shop::open_at(Place::at(Engine::Sqlite, disk.0.path()));
+    server.write(&owner, STAGING, &[("KEEP", "kept")]);
+    server.stop();
+    disk.remount("ro");
+    let Err((status, log)) = place.try_serve(&[]) else {
+        panic!("it started on a disk that it cannot write");
+    };
+    assert_eq!(status.code(), Some(1));
+    assert!(
+        log.contains("barekey.db") && log.contains("Read-only file system"),
+        "{log}"
+    );
+    disk.remount("rw");
+    let server = place.serve();
     assert_recovers(&place, &server, &owner);
     server.stop();
 }
