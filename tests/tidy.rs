@@ -59,7 +59,6 @@ const CRATES: &[(&str, &[&str])] = &[
     ("axum", &["api", "admin", "kubernetes::webhook"]),
     ("axum_server", &["api"]),
     ("utoipa", &["api", "protocol", "domain"]),
-    ("utoipa_axum", &["api"]),
     ("kube", &["kubernetes"]),
     ("k8s_openapi", &["kubernetes"]),
     ("schemars", &["kubernetes"]),
