@@ -7,8 +7,9 @@ mod scan;
 
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+pub(crate) use self::keys::{DATA_KEYS, SEALED_KEYS};
 use self::scan::Needles;
 use crate::harness::{
     Installation, Journey, Namespace, Organization, Place, Program, eventually, kubectl,
@@ -30,8 +31,10 @@ pub(crate) fn journeys() -> Vec<Journey> {
 }
 
 /// A value that needs escaping in JSON and in URLs, so that each spelling is another text.
-fn awkward_value() -> String {
-    format!("{}\"{}/+&é", random_text("canary"), random_text("="))
+pub(crate) fn awkward_value() -> String {
+    let value = format!("{}\"{}/+&é", random_text("canary"), random_text("="));
+    secrets::remember(&value);
+    value
 }
 
 /// What the canary does itself, so that every place has had its chance: a value is written, evaluated, and reaches a process;
@@ -51,7 +54,6 @@ fn walk(namespace: &Namespace) -> Walked {
     namespace.wait_ready("bks/development");
     let marker = random_text("marker");
     let value = awkward_value();
-    secrets::remember(&value);
     let api = installation.api();
     api.set(&organization, "shop", "development", "DATABASE_URL", &value);
     // The names of variables are no secrets: this one is planted in the database.
@@ -91,18 +93,22 @@ fn walk(namespace: &Namespace) -> Walked {
 
 /// Everything that must be nowhere: values and tokens of all journeys, the master key, and every key that it opens.
 fn needles() -> Needles {
+    let master_key = Installation::shared().master_key();
+    let keys = Place::get()
+        .node()
+        .map(|node| keys::opened(&node.join("volumes"), master_key));
+    needles_with(keys.unwrap_or_default())
+}
+
+/// The same, with other keys that the master key opens.
+fn needles_with(keys: Vec<(String, Vec<u8>)>) -> Needles {
     let installation = Installation::shared();
     let master_key = keys::decode(installation.master_key());
     let mut all = vec![("the master key".to_owned(), master_key)];
     for (number, secret) in secrets::remembered().into_iter().enumerate() {
         all.push((format!("value or token {number}"), secret.into_bytes()));
     }
-    if let Some(node) = Place::get().node() {
-        all.extend(keys::opened(
-            &node.join("volumes"),
-            installation.master_key(),
-        ));
-    }
+    all.extend(keys);
     Needles::new(
         all.iter()
             .map(|(label, secret)| (label.as_str(), secret.as_slice())),
@@ -208,6 +214,36 @@ fn plant_in_the_api(namespace: &Namespace, marker: &str) {
         .to_string(),
     );
     namespace.wait_pod("marker");
+}
+
+/// The same search of a PostgreSQL server while it is there: its tables, its journal, its log, and the logs of the operator
+/// that used it. In the first three `marker` is planted; `data_keys` and `sealed_keys` are what [`DATA_KEYS`] and
+/// [`SEALED_KEYS`] select.
+#[track_caller]
+pub(crate) fn nothing_in_postgres(
+    folder: &Path,
+    marker: &str,
+    data_keys: &[Value],
+    sealed_keys: &[Value],
+) {
+    let installation = Installation::shared();
+    let found = Needles::new([("the marker", marker.as_bytes())])
+        .below(folder)
+        .found;
+    for place in ["data/base/", "data/pg_wal/", "server.log"] {
+        let place = folder.join(place).display().to_string();
+        assert!(
+            found.keys().any(|path| path.starts_with(&place)),
+            "the search does not find what was planted in {place}, but in {:?}",
+            found.keys()
+        );
+    }
+    let keys = keys::opened_of(data_keys, sealed_keys, installation.master_key());
+    let needles = needles_with(keys);
+    let found = needles.below(folder).found;
+    assert!(found.is_empty(), "in PostgreSQL: {found:?}");
+    let found = needles.within(installation.logs().as_bytes());
+    assert!(found.is_empty(), "in the operator's log: {found:?}");
 }
 
 fn nothing_on_a_disk(namespace: &Namespace) {

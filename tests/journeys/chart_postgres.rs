@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::canary::{self, DATA_KEYS, SEALED_KEYS, awkward_value};
 use crate::harness::{
-    Installation, Journey, Namespace, Program, checkout, eventually, example, secret_text,
+    Installation, Journey, Namespace, Program, checkout, eventually, example, random_text,
     sha256_hex,
 };
 
@@ -48,9 +49,12 @@ fn two_replicas_on_postgres(namespace: &Namespace) {
     namespace.apply_example("first-value/barekey.yaml");
     namespace.wait_ready("barekeyproject/shop");
     namespace.wait_ready("barekeystage/development");
-    let value = secret_text("value");
+    let value = awkward_value();
+    let marker = random_text("marker");
     let api = installation.api();
     api.set(&organization, "shop", "development", "DATABASE_URL", &value);
+    // The names of variables are no secrets: this one is planted in the database.
+    api.set(&organization, "shop", "development", &marker, "value");
     drop(api);
     assert_eq!(value_in_a_pod(namespace), sha256_hex(&value));
 
@@ -67,11 +71,16 @@ fn two_replicas_on_postgres(namespace: &Namespace) {
         installation.wait_ready();
     }
 
-    let rows = database.count("SELECT count(*) FROM variable_versions");
+    let rows = database.asks("SELECT count(*) FROM variable_versions");
     assert!(
-        rows > 0,
+        rows[0].as_u64() > Some(0),
         "the values are in PostgreSQL, and in nothing else"
     );
+    let select = |what: &str| database.asks(&format!("SELECT json_build_object({what}"));
+    let (data_keys, sealed_keys) = (select(DATA_KEYS), select(SEALED_KEYS));
+    database.plant_in_the_log(&marker);
+    database.administer("CHECKPOINT");
+    canary::nothing_in_postgres(&database.folder, &marker, &data_keys, &sealed_keys);
     installation.uninstall();
     drop(database);
     installation.install(&json!({}));
@@ -99,19 +108,49 @@ impl Database {
             .expect("a text")
             .to_owned();
         assert!(url.ends_with("?sslmode=verify-full"));
-        Self {
+        let database = Self {
             folder,
             url,
             _parent: parent,
-        }
+        };
+        // Whatever the operator sends is then in the log too, with its parameters.
+        database.administer("ALTER SYSTEM SET log_statement = 'all'");
+        database.administer("SELECT pg_reload_conf()");
+        database
     }
 
     fn ca(&self) -> String {
         std::fs::read_to_string(self.folder.join("ca.crt")).expect("the CA is readable")
     }
 
-    /// The one number that a query gives.
-    fn count(&self, query: &str) -> u64 {
+    /// What a query gives: one JSON text in each row.
+    #[track_caller]
+    fn asks(&self, query: &str) -> Vec<Value> {
+        let printed = self.psql(query).succeed();
+        printed
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect()
+    }
+
+    /// A statement that fails is logged as it is.
+    #[track_caller]
+    fn plant_in_the_log(&self, text: &str) {
+        self.psql(&format!("SELECT '{text}' FROM nowhere")).fail();
+    }
+
+    /// A statement of the server's administrator.
+    #[track_caller]
+    fn administer(&self, statement: &str) {
+        Program::new("setpriv")
+            .args(["--reuid", "postgres", "--regid", "postgres"])
+            .args(["--clear-groups", "psql", "--quiet", "--host"])
+            .args([&self.folder])
+            .args(["--dbname", "postgres", "--command", statement])
+            .succeed();
+    }
+
+    fn psql(&self, query: &str) -> Program {
         let url = format!(
             "{}&sslrootcert={}",
             self.url,
@@ -122,10 +161,6 @@ impl Database {
             .env("URL", url)
             .env("QUERY", query)
             .secret()
-            .succeed()
-            .trim()
-            .parse()
-            .expect("a number")
     }
 }
 

@@ -1,10 +1,15 @@
 //! Pods that are refused, each with what would pass; and what tricks gain: nothing.
 
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+use std::thread;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::harness::{Installation, Journey, Namespace, eventually, get};
+use crate::harness::{Installation, Journey, Namespace, Request, Response, eventually, get};
 use crate::injection_setting::{PRINT_HASH, Setting, asking, pod, spec};
 
 pub(crate) fn journeys() -> Vec<Journey> {
@@ -26,7 +31,8 @@ pub(crate) fn journeys() -> Vec<Journey> {
             access_taken_away,
         ),
         Journey::shared("a_hand_written_token_reads_nothing", a_hand_written_token),
-        Journey::shared("a_posted_review_gains_nothing", a_posted_review),
+        Journey::shared("a_review_that_a_pod_posts_gains_nothing", a_posted_review),
+        Journey::shared("what_is_no_review_is_refused_and_told_so", no_review_at_all),
         Journey::shared("a_dry_run_changes_nothing", a_dry_run),
     ]
 }
@@ -262,8 +268,33 @@ fn a_hand_written_token(namespace: &Namespace) {
 
 fn a_posted_review(namespace: &Namespace) {
     let setting = Setting::make(namespace);
-    let installation = Installation::shared();
-    let api = installation.api();
+    let server = format!("barekey.{}.svc", Installation::shared().namespace());
+    // A pod of the account that may read the stage, with a token for the vault, and never injected.
+    let mut poster = pod("poster", &json!({}), &spec("exec sleep infinity"));
+    poster["spec"]["volumes"] = json!([{"name": "token", "projected": {"sources": [
+        {"serviceAccountToken": {"audience": server, "path": "token"}}]}}]);
+    let mount = json!([{"name": "token", "mountPath": "/run/barekey.dev/token"}]);
+    poster["spec"]["containers"][0]["volumeMounts"] = mount;
+    namespace.apply(poster.to_string());
+    namespace.apply(asking("injected", "exec sleep infinity").to_string());
+    for pod in ["poster", "injected"] {
+        namespace.wait_pod(pod);
+    }
+    let token = |pod: &str| {
+        namespace
+            .exec(pod, &["cat", "/run/barekey.dev/token/token"])
+            .succeed()
+    };
+    let ca = Installation::shared().ca();
+    let post = |pod: &str, path: &str, body: &Value| {
+        from_inside(namespace, pod, &server, |port| {
+            Request::post(&format!("https://localhost:{port}{path}"))
+                .trusting(&ca)
+                .bearer(token(pod).trim())
+                .json(body)
+                .send()
+        })
+    };
     let review = |pod: Value| {
         json!({
             "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
@@ -275,18 +306,93 @@ fn a_posted_review(namespace: &Namespace) {
             },
         })
     };
-    let answer = api
-        .post("/admission/pods")
-        .json(&review(asking("forged", PRINT_HASH)))
-        .send();
-    let response = answer.ok()["response"].clone();
+    let answer = post(
+        "poster",
+        "/admission/pods",
+        &review(asking("forged", PRINT_HASH)),
+    );
+    assert!(!setting.leaks_into(answer.text()));
+    let response = answer.ok()["response"].take();
     assert_eq!(response["allowed"], true, "{response}");
     let patch = STANDARD
         .decode(response["patch"].as_str().expect("a patch"))
         .expect("base64");
-    assert!(!setting.leaks_into(&String::from_utf8_lossy(&patch)));
+    let patch = String::from_utf8(patch).expect("UTF-8");
+    assert!(!setting.leaks_into(&patch));
+    assert!(
+        !patch.contains("bk_") && !patch.contains("eyJ"),
+        "a token is in the patch"
+    );
     assert_eq!(namespace.get("pod/forged"), None);
 
+    // All that it got is an allowance, and an allowance counts in the spec of an injected pod alone.
+    let allowance = allowance_in(&patch);
+    assert!(allowance["stage"].is_string(), "{allowance}");
+    for body in [
+        json!({"v": 1}),
+        json!({"v": 1, "allowance": allowance}),
+        json!({"v": 1, "allowances": [allowance]}),
+        allowance,
+    ] {
+        let answer = post("poster", "/v1/pod/values", &body);
+        assert!(!setting.leaks_into(answer.text()));
+        assert!(
+            matches!(answer.status, 400 | 403),
+            "{} to {body}",
+            answer.status
+        );
+    }
+    namespace.wait_event(&["Pod/poster", "AccessRefused", "BAREKEY_ALLOWANCE"]);
+    // The same words from a pod that was injected: so it is the pod that counts.
+    let answer = post("injected", "/v1/pod/values", &json!({"v": 1}));
+    answer.ok();
+    assert!(setting.leaks_into(answer.text()));
+}
+
+/// Makes a request over a port of this machine, from which a program in the pod carries every byte to `server` and back.
+#[track_caller]
+fn from_inside(
+    namespace: &Namespace,
+    pod: &str,
+    server: &str,
+    request: impl FnOnce(u16) -> Response,
+) -> Response {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let mut carrier = Command::new("kubectl");
+    carrier
+        .args(["exec", "-i", "--namespace", namespace.name(), pod, "--"])
+        .args(["nc", server, "443"]);
+    let carrying = thread::spawn(move || {
+        let (stream, _) = listener.accept().expect("a connection");
+        let end = || Stdio::from(OwnedFd::from(stream.try_clone().expect("another end")));
+        carrier.stdin(end()).stdout(end()).spawn().expect("kubectl")
+    });
+    let answer = request(port);
+    let mut carrier = carrying.join().expect("it carries");
+    carrier.kill().expect("it can be ended");
+    carrier.wait().expect("it ends");
+    answer
+}
+
+/// The allowance that a patch would write into the first container.
+fn allowance_in(patch: &str) -> Value {
+    fn find(value: &Value) -> Option<&str> {
+        match value {
+            Value::Object(map) if map.get("name") == Some(&json!("BAREKEY_ALLOWANCE")) => {
+                map.get("value")?.as_str()
+            }
+            Value::Object(map) => map.values().find_map(find),
+            Value::Array(list) => list.iter().find_map(find),
+            _ => None,
+        }
+    }
+    let patch: Value = serde_json::from_str(patch).expect("JSON");
+    serde_json::from_str(find(&patch).expect("an allowance")).expect("JSON")
+}
+
+fn no_review_at_all(_: &Namespace) {
+    let api = Installation::shared().api();
     for bad in ["", "{}", "[]", "{\"kind\":\"AdmissionReview\"}", "\u{0}"] {
         let answer = api.post("/admission/pods").body(bad).send();
         assert_eq!(answer.status, 400, "{bad}");

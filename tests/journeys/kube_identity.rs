@@ -8,8 +8,10 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Installation, Journey, Namespace, Place, Response, eventually, kubectl, secret_text,
+    Installation, Journey, Namespace, Place, Program, Response, eventually, get, kubectl,
+    secret_text,
 };
+use crate::injection_setting::{PRINT_HASH, Setting, asking};
 
 pub(crate) fn journeys() -> Vec<Journey> {
     vec![
@@ -20,6 +22,10 @@ pub(crate) fn journeys() -> Vec<Journey> {
         )
         .inside(),
         Journey::shared("access_ends_with_what_declared_it", access_ends),
+        Journey::changing(
+            "pods_wait_while_the_cluster_does_not_say_who_they_are",
+            identity_unavailable,
+        ),
     ]
 }
 
@@ -246,4 +252,85 @@ fn access_ends(namespace: &Namespace) {
     });
     namespace.apply(again.to_string());
     reads(200);
+}
+
+fn identity_unavailable(namespace: &Namespace) {
+    let setting = Setting::make(namespace);
+    let installation = Installation::shared();
+    namespace.apply(asking("web", &format!("{PRINT_HASH}; exec sleep infinity")).to_string());
+    namespace.wait_pod("web");
+    let token = namespace
+        .exec("web", &["cat", "/run/barekey.dev/token/token"])
+        .succeed();
+    let token = token.trim();
+    let wait_answer = |status: u16| {
+        eventually(&format!("the answer {status}"), || {
+            let answer = ask(installation, token);
+            let found = answer.status;
+            (found == status)
+                .then_some(answer)
+                .ok_or_else(|| format!("status {found}"))
+        })
+    };
+    for right in ["tokenreviews", "pods"] {
+        wait_answer(200);
+        let withheld = Withheld::from_the_operator(right);
+        let answer = wait_answer(503);
+        answer.refused(503, "IDENTITY_UNAVAILABLE");
+        let seconds = answer
+            .headers
+            .get("retry-after")
+            .expect("when to ask again");
+        let seconds: u32 = seconds.to_str().unwrap().parse().expect("a number");
+        assert!(seconds > 0);
+        assert!(!setting.leaks_into(answer.text()));
+
+        // A container that starts meanwhile waits for its values, and starts its program with them.
+        let late = format!("late-{right}");
+        namespace.apply(asking(&late, PRINT_HASH).to_string());
+        namespace.wait_pod(&late);
+        assert_eq!(namespace.logs(&late), "", "its program has not started");
+        drop(withheld);
+        setting.printed_by(namespace, &late);
+    }
+    wait_answer(200);
+}
+
+/// A right of the operator's that it has not got until this guard goes.
+struct Withheld {
+    rules: Value,
+}
+
+impl Withheld {
+    #[track_caller]
+    fn from_the_operator(resource: &str) -> Self {
+        let role = get(["clusterrole/barekey"]).expect("the chart renders it");
+        let rules = role["rules"].clone();
+        let mut left = rules.as_array().expect("a list").clone();
+        left.retain(|rule| rule["resources"] != json!([resource]));
+        assert_eq!(left.len() + 1, rules.as_array().map_or(0, Vec::len));
+        let withheld = Self { rules };
+        Self::patch(&json!(left)).succeed();
+        withheld
+    }
+
+    /// As Helm, which is to find its own field when it comes again.
+    fn patch(rules: &Value) -> Program {
+        let patch = json!({"rules": rules}).to_string();
+        kubectl(["patch", "clusterrole/barekey", "--field-manager=helm"]).args([
+            "--type=merge",
+            "--patch",
+            &patch,
+        ])
+    }
+}
+
+impl Drop for Withheld {
+    fn drop(&mut self) {
+        // A second panic would end the run.
+        let output = Self::patch(&self.rules).output();
+        if !output.status.success() {
+            eprintln!("the operator's rights are not restored: {output}");
+        }
+    }
 }

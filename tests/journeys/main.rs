@@ -19,6 +19,7 @@ mod chart_postgres;
 mod chart_release;
 mod chart_rendered;
 mod cluster;
+mod documents;
 mod harness;
 mod injection_outages;
 mod injection_refusals;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
             chart_release::journeys(),
             chart_postgres::journeys(),
             cluster::journeys(),
+            documents::journeys(),
             injection_values::journeys(),
             injection_refusals::journeys(),
             injection_outages::journeys(),

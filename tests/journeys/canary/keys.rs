@@ -1,4 +1,4 @@
-//! The keys that a vault's master key opens, read from its SQLite file by the documented form of an envelope alone.
+//! The keys that a vault's master key opens, read from its database by the documented form of an envelope alone.
 //!
 //! This is a second reading of the form, on purpose: it shares no code with the vault.
 
@@ -8,31 +8,34 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use serde_json::Value;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{ConnectOptions, Row};
+use sqlx::{AssertSqlSafe, ConnectOptions, Row};
 
 /// The bytes of a text in standard base64.
 pub(super) fn decode(text: &str) -> Vec<u8> {
     STANDARD.decode(text).expect("standard base64")
 }
 
-/// Every key that `master_key` opens in the vaults below `volumes`, and what it is.
+/// What a vault keeps of one key, as JSON that both databases can write: one query for each kind.
+pub(crate) const DATA_KEYS: &str =
+    "'lineage', lineage_id, 'version', version, 'kek', kek_id, 'wrapped', wrapped) FROM data_keys";
+pub(crate) const SEALED_KEYS: &str =
+    "'name', name, 'kek', kek_id, 'envelope', envelope, 'public', public_text) FROM sealed_keys";
+
+/// Every key that `master_key` opens in the SQLite vaults below `volumes`, and what it is.
 pub(super) fn opened(volumes: &Path, master_key: &str) -> Vec<(String, Vec<u8>)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    let mut all = Vec::new();
+    let read = |file: &PathBuf, what: &str| runtime.block_on(rows(file, what));
+    let (mut data_keys, mut sealed_keys) = (Vec::new(), Vec::new());
     for file in vaults(volumes) {
-        all.extend(runtime.block_on(opened_in(&file, &decode(master_key))));
+        data_keys.extend(read(&file, DATA_KEYS));
+        sealed_keys.extend(read(&file, SEALED_KEYS));
     }
-    assert!(
-        all.iter().any(|(label, _)| label.starts_with("data key"))
-            && all.iter().any(|(label, _)| label.starts_with("ca")),
-        "no vault below {} opens with the master key",
-        volumes.display()
-    );
-    all
+    opened_of(&data_keys, &sealed_keys, master_key)
 }
 
 fn vaults(volumes: &Path) -> Vec<PathBuf> {
@@ -43,40 +46,47 @@ fn vaults(volumes: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-async fn opened_in(file: &Path, master_key: &[u8]) -> Vec<(String, Vec<u8>)> {
+async fn rows(file: &Path, what: &str) -> Vec<Value> {
     let options = SqliteConnectOptions::new().filename(file).read_only(true);
     let mut db: SqliteConnection = options.connect().await.unwrap();
+    let query = AssertSqlSafe(format!("SELECT json_object({what}"));
+    let rows = sqlx::query(query).fetch_all(&mut db).await.unwrap();
+    rows.iter()
+        .map(|row| serde_json::from_str(row.get(0)).unwrap())
+        .collect()
+}
+
+/// Every key of these rows that `master_key` opens, and what it is.
+pub(super) fn opened_of(
+    data_keys: &[Value],
+    sealed_keys: &[Value],
+    master_key: &str,
+) -> Vec<(String, Vec<u8>)> {
+    let master_key = decode(master_key);
+    let text = |row: &Value, name: &str| row[name].as_str().unwrap_or_default().to_owned();
     let mut all = Vec::new();
-    let data_keys = sqlx::query("SELECT lineage_id, version, kek_id, wrapped FROM data_keys")
-        .fetch_all(&mut db)
-        .await
-        .unwrap();
     for row in data_keys {
-        let (lineage, version): (String, i64) = (row.get(0), row.get(1));
-        let (kek_id, wrapped): (String, String) = (row.get(2), row.get(3));
-        let fields = [lineage.as_str(), &version.to_string(), &kek_id];
-        if let Some(key) = open(master_key, "barekey/dek/v1", &fields, &wrapped) {
+        let (lineage, version) = (text(row, "lineage"), row["version"].to_string());
+        let kek = text(row, "kek");
+        let fields = [lineage.as_str(), &version, &kek];
+        if let Some(key) = open(
+            &master_key,
+            "barekey/dek/v1",
+            &fields,
+            &text(row, "wrapped"),
+        ) {
             all.push((format!("data key {lineage} v{version}"), key));
         }
     }
-    let sealed = sqlx::query("SELECT name, kek_id, envelope, public_text FROM sealed_keys")
-        .fetch_all(&mut db)
-        .await
-        .unwrap();
-    for row in sealed {
-        let (name, kek_id, envelope): (String, String, String) =
-            (row.get(0), row.get(1), row.get(2));
-        let public: Option<String> = row.get(3);
+    for row in sealed_keys {
+        let (name, kek, public) = (text(row, "name"), text(row, "kek"), text(row, "public"));
         let (purpose, fields) = match name.as_str() {
-            "audit" => ("barekey/audit-key/v1", vec![kek_id.as_str()]),
-            "token" => ("barekey/token-key/v1", vec![kek_id.as_str()]),
-            "ca" => (
-                "barekey/ca/v1",
-                vec![public.as_deref().unwrap_or_default(), kek_id.as_str()],
-            ),
+            "audit" => ("barekey/audit-key/v1", vec![kek.as_str()]),
+            "token" => ("barekey/token-key/v1", vec![kek.as_str()]),
+            "ca" => ("barekey/ca/v1", vec![public.as_str(), kek.as_str()]),
             other => panic!("a sealed key of the unknown name {other}"),
         };
-        let Some(key) = open(master_key, purpose, &fields, &envelope) else {
+        let Some(key) = open(&master_key, purpose, &fields, &text(row, "envelope")) else {
             continue;
         };
         if name == "ca" {
@@ -97,6 +107,11 @@ async fn opened_in(file: &Path, master_key: &[u8]) -> Vec<(String, Vec<u8>)> {
             all.push((format!("{name} key"), key));
         }
     }
+    assert!(
+        all.iter().any(|(label, _)| label.starts_with("data key"))
+            && all.iter().any(|(label, _)| label.starts_with("ca")),
+        "no vault here opens with the master key"
+    );
     all
 }
 

@@ -57,21 +57,27 @@ impl Installation {
         for image in ["operator", "agent"] {
             load(&images().join(image).with_extension("tar"));
         }
-        Namespace::make(NAMESPACE);
         let installation = Self {
             release: NAMESPACE.to_owned(),
             master_key: STANDARD.encode(random_bytes::<32>()),
         };
+        installation.make_anew();
+        installation
+    }
+
+    /// Makes the namespace, which must not be there, and the release in it.
+    #[track_caller]
+    pub(crate) fn make_anew(&self) {
+        Namespace::make(NAMESPACE);
         let secret = json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": MASTER_KEY, "namespace": NAMESPACE},
-            "stringData": {"master.key": installation.master_key},
+            "stringData": {"master.key": self.master_key},
         });
         kubectl(["create", "-f", "-"])
             .stdin(secret.to_string())
             .secret()
             .succeed();
-        installation.install(&json!({}));
-        installation
+        self.install(&json!({}));
     }
 
     /// The values of every installation here.
@@ -116,6 +122,11 @@ impl Installation {
     /// Removes the release, as `helm uninstall` does; must go through.
     #[track_caller]
     pub(crate) fn uninstall(&self) {
+        self.helm_uninstall().succeed();
+    }
+
+    /// The same command, for what it answers.
+    pub(crate) fn helm_uninstall(&self) -> Program {
         helm([
             "uninstall",
             &self.release,
@@ -125,7 +136,6 @@ impl Installation {
             "--timeout",
             "150s",
         ])
-        .succeed();
     }
 
     /// A release of another name, with the same master key.
@@ -260,13 +270,6 @@ impl Installation {
                 .succeed(),
         );
         Organization { slug, owner }
-    }
-
-    /// Makes a token (`["--role", "viewer", "--project", "shop"]`).
-    #[track_caller]
-    pub(crate) fn make_token(&self, organization: &Organization, args: &[&str]) -> String {
-        let create = ["token", "create", "--organization", &organization.slug];
-        token(&self.admin(&[&create, args].concat()).succeed())
     }
 
     /// The CA that the operator published in its webhook configuration, in PEM.

@@ -39,22 +39,7 @@ impl Namespace {
     /// Makes it, and waits until pods can be made in it.
     #[track_caller]
     pub(crate) fn make(name: &str) -> Self {
-        Self::make_with_labels(name, &json!({}))
-    }
-
-    /// Makes one that enforces the Pod Security level `restricted`.
-    #[track_caller]
-    pub(crate) fn make_restricted(name: &str) -> Self {
-        Self::make_with_labels(
-            name,
-            &json!({"pod-security.kubernetes.io/enforce": "restricted"}),
-        )
-    }
-
-    #[track_caller]
-    fn make_with_labels(name: &str, labels: &Value) -> Self {
-        let mut labels = labels.clone();
-        labels[OURS] = json!("");
+        let labels = json!({OURS: ""});
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
         kubectl(["apply", "-f", "-"])
             .stdin(namespace.to_string())

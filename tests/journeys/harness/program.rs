@@ -19,7 +19,6 @@ const SHOWN_BYTES_MAX: usize = 4096;
 pub(crate) struct Program {
     command: Command,
     stdin: Vec<u8>,
-    limit: Duration,
     secret: bool,
 }
 
@@ -29,7 +28,6 @@ impl Program {
         Self {
             command: Command::new(path),
             stdin: Vec::new(),
-            limit: LIMIT,
             secret: false,
         }
     }
@@ -52,12 +50,6 @@ impl Program {
         self
     }
 
-    /// After how long it is ended, and has failed.
-    pub(crate) fn limit(mut self, limit: Duration) -> Self {
-        self.limit = limit;
-        self
-    }
-
     /// Its output may hold a value: failures do not show it.
     pub(crate) fn secret(mut self) -> Self {
         self.secret = true;
@@ -70,7 +62,6 @@ impl Program {
         let Self {
             mut command,
             stdin,
-            limit,
             secret,
         } = self;
         let line = line(&command);
@@ -90,7 +81,7 @@ impl Program {
             child,
             line: line.clone(),
         };
-        let status = wait_for(&format!("the end of {line}"), limit, || {
+        let status = wait_for(&format!("the end of {line}"), LIMIT, || {
             child.status().ok_or("it runs".to_owned())
         });
         writer.join().expect("writes");
@@ -200,20 +191,6 @@ impl Background {
         self.child
             .try_wait()
             .unwrap_or_else(|error| panic!("{}: {error}", self.line))
-    }
-
-    /// Its process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Asks it to end, as a kubelet does, and waits until it has.
-    #[track_caller]
-    pub(crate) fn terminate(mut self, limit: Duration) -> ExitStatus {
-        let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("it runs");
-        let what = format!("the end of {}", self.line);
-        wait_for(&what, limit, || self.status().ok_or("it runs".to_owned()))
     }
 
     /// Ends it as a fault does: with SIGKILL.

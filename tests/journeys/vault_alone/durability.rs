@@ -1,6 +1,6 @@
 //! What was acknowledged is there, and what is under way is answered.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
@@ -76,14 +76,19 @@ pub(crate) fn a_stop_answers_what_is_under_way(engine: Engine) {
     let request = http::request(
         "POST",
         "/v1/env/write",
-        &[("authorization", &format!("Bearer {owner}"))],
+        &[
+            ("authorization", &format!("Bearer {owner}")),
+            ("expect", "100-continue"),
+        ],
         body.to_string().as_bytes(),
     );
     let (first, rest) = request.split_at(request.len() - 10);
     let mut stream = http::connect(server.api);
     stream.write_all(first).unwrap();
-    // Its head must have arrived before the stop.
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    // It is under way when the server says that it wants the rest.
+    let mut interim = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
+    stream.read_exact(&mut interim).unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
     server.signal("TERM");
     server.wait_until("the stop", |server| server.logged("stopping").is_some());
     stream.write_all(rest).unwrap();

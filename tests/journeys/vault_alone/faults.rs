@@ -82,19 +82,56 @@ pub(crate) fn a_read_whose_record_cannot_be_written_is_refused(engine: Engine) {
     assert_recovers(&place, &server, &owner);
 }
 
-/// A small disk of memory, unmounted when it is dropped.
+/// Runs a program that must end well; says what it complained about.
+#[track_caller]
+fn succeed(command: &mut Command) {
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{command:?}: {}: {said}",
+        output.status
+    );
+}
+
+/// A small disk, unmounted when it is dropped.
 struct SmallDisk(TempDir);
 
 impl SmallDisk {
+    /// Of memory.
     fn mount(size: &str) -> Self {
         let directory = TempDir::new().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(directory.path())
-            .status()
-            .unwrap();
-        assert!(mounted.success(), "mount: {mounted}");
+        let options = format!("size={size}");
+        let mount = ["-t", "tmpfs", "-o", &options, "tmpfs"];
+        succeed(Command::new("mount").args(mount).arg(directory.path()));
         Self(directory)
+    }
+
+    /// Of an image in a file, with ext4, which refuses writes to a file that is open already; one of memory does not.
+    fn mount_ext4() -> Self {
+        let directory = TempDir::new().unwrap();
+        let image = directory.path().join("image");
+        std::fs::File::create(&image)
+            .and_then(|file| file.set_len(32 << 20))
+            .unwrap();
+        succeed(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image));
+        // The mount hides the image, which goes with the directory.
+        succeed(
+            Command::new("mount")
+                .args(["-t", "ext4", "-o", "loop"])
+                .args([&image, directory.path()]),
+        );
+        Self(directory)
+    }
+
+    /// Mounts it anew, `ro` or `rw`. The kernel refuses `ro` while a file is open for writing.
+    fn remount(&self, mode: &str) {
+        let options = format!("remount,{mode}");
+        succeed(
+            Command::new("mount")
+                .args(["-o", &options])
+                .arg(self.0.path()),
+        );
     }
 
     /// Fills what is left; returns the file to remove.
@@ -149,6 +186,70 @@ pub(crate) fn a_sqlite_disk_that_is_full_recovers() {
         }
     });
     std::fs::remove_file(ballast).unwrap();
+    assert_recovers(&place, &server, &owner);
+    server.stop();
+}
+
+/// A disk is not mounted read-only under a program that writes on it; so the kernel is told to refuse writes to each file.
+pub(crate) fn a_sqlite_file_that_is_read_only_recovers() {
+    let disk = SmallDisk::mount_ext4();
+    let Shop {
+        place,
+        server,
+        owner,
+    } = Shop::open_at(Place::at(Engine::Sqlite, disk.0.path()));
+    server.write(&owner, STAGING, &[("KEEP", "kept")]);
+    assert_eq!(server.value(&owner, STAGING, "KEEP"), "kept");
+    let attribute = |change: &str| {
+        let files = ["barekey.db", "barekey.db-wal"].map(|name| place.directory.join(name));
+        succeed(Command::new("chattr").arg(change).args(files));
+    };
+    // What was refused last, and what comes first afterwards, find a connection that may have been opened for reading alone.
+    for writes_alone in [false, true] {
+        attribute("+i");
+        // Twice: by the connection that was there, and by the one that the server made after that.
+        assert_unavailable(&server, &owner);
+        assert_unavailable(&server, &owner);
+        server.wait_until("that it is not ready", |server| {
+            server.probe("/readyz").status == 503
+        });
+        assert_eq!(server.probe("/healthz").status, 200, "alive all the while");
+        let write = |name: &str| {
+            let body = write_of(name, "written");
+            server.post("/v1/env/write", &owner, &body).status
+        };
+        if writes_alone {
+            assert_eq!((write("REFUSED"), write("REFUSED")), (503, 503));
+        }
+        attribute("-i");
+        if writes_alone {
+            server.wait_until("a write", |_| write("AFTER") == 200);
+        }
+        assert_recovers(&place, &server, &owner);
+    }
+    server.stop();
+}
+
+pub(crate) fn a_server_on_a_read_only_disk_says_so_and_starts_when_it_is_writable() {
+    let disk = SmallDisk::mount("16m");
+    let Shop {
+        place,
+        server,
+        owner,
+    } = Shop::open_at(Place::at(Engine::Sqlite, disk.0.path()));
+    server.write(&owner, STAGING, &[("KEEP", "kept")]);
+    server.stop();
+    disk.remount("ro");
+    let Err((status, log)) = place.try_serve(&[]) else {
+        panic!("it started on a disk that it cannot write");
+    };
+    assert_eq!(status.code(), Some(1));
+    assert!(
+        log.contains("barekey.db") && log.contains("Read-only file system"),
+        "{log}"
+    );
+    disk.remount("rw");
+    let server = place.serve();
     assert_recovers(&place, &server, &owner);
     server.stop();
 }

@@ -153,7 +153,7 @@ impl Place {
         let log = Arc::new(Mutex::new(String::new()));
         let stderr = child.stderr.take().expect("a piped log");
         let collected = Arc::clone(&log);
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 let mut log = collected.lock().unwrap();
                 log.push_str(&line);
@@ -174,8 +174,8 @@ impl Place {
                 return Ok(server);
             }
             if let Some(status) = server.child.try_wait().unwrap() {
-                // The reader may be a line behind.
-                std::thread::sleep(Duration::from_millis(100));
+                // The reader may be a line behind; it ends with the pipe.
+                reader.join().unwrap();
                 let log = server.log();
                 return Err((status, log));
             }
