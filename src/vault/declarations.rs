@@ -5,10 +5,10 @@ mod deletion;
 use std::sync::Arc;
 
 use super::access_entries::{access_rows, access_text};
-use super::projects::{NewProject, make_project, make_stage, stage_text};
+use super::projects::{NewProject, make_project, make_stage, new_stage, stage_text};
 use super::records::Chain;
 use super::writer::{Change, Verdict, Work};
-use super::{Core, Unavailable, Vault, make_id};
+use super::{Core, Unavailable, Vault};
 use crate::domain::access::Actor;
 use crate::domain::audit::{Action, AuditEvent, Origin, Outcome, Source};
 pub use crate::domain::declaration::{
@@ -361,22 +361,12 @@ impl DeclareStage {
                 project.namespace.as_ref(),
             )));
         }
+        let slug = declaration.slug.clone();
         let stage = StageRow {
-            id: make_id("stg")?,
-            project: project.id,
-            organization: self.organization.clone(),
-            slug: declaration.slug.clone(),
-            name: declaration.slug.to_string(),
-            is_default: false,
             protected: declaration.protected.unwrap_or(false),
             namespace: Some(declaration.namespace.clone()),
             resource: Some(declaration.resource.clone()),
-            revision: 0,
-            epoch: 1,
-            created_at: work.now_ms,
-            updated_at: work.now_ms,
-            variables: 0,
-            project_slug: declaration.project.clone(),
+            ..new_stage(&project, slug, declaration.slug.as_str(), work.now_ms)?
         };
         let actor = controller(&declaration.namespace, &declaration.resource);
         if !make_stage(work, &actor, &controller_origin(), &stage).await? {

@@ -16,7 +16,9 @@ use crate::domain::names::{
 use crate::storage;
 use crate::storage::projects::{ProjectRow, StageRow};
 use creation::{CreateProject, CreateStage};
-pub(crate) use creation::{NewProject, make_project, make_stage, owner_text, stage_text};
+pub(crate) use creation::{
+    NewProject, make_project, make_stage, new_stage, owner_text, stage_text,
+};
 
 /// A project.
 #[derive(Debug, Clone)]
@@ -150,14 +152,14 @@ impl Vault {
         name: &DisplayName,
         slug: Option<&ProjectSlug>,
     ) -> Result<Project, CreateError> {
-        let named = slug.map(ToString::to_string);
+        let target = (slug.map(ProjectSlug::as_str), None);
         let token = match organization_of(caller, organization)
             .and_then(|token| may_manage(caller, &token.organization, None).map(|_| token))
         {
             Ok(token) => token,
             Err(refusal) => {
                 return Err(self
-                    .refuse_creation(caller, origin, (named.as_deref(), None), refusal)
+                    .refuse_creation(caller, origin, target, refusal)
                     .await?);
             }
         };
@@ -172,7 +174,7 @@ impl Vault {
         let answer = self.0.queue.change(change).await?;
         if let Err(CreateError::Refused(refusal)) = answer {
             return Err(self
-                .refuse_creation(caller, origin, (named.as_deref(), None), refusal)
+                .refuse_creation(caller, origin, target, refusal)
                 .await?);
         }
         answer
@@ -227,8 +229,7 @@ impl Vault {
         name: &DisplayName,
         slug: Option<&StageSlug>,
     ) -> Result<Stage, CreateError> {
-        let named = slug.map(ToString::to_string);
-        let target = (Some(project.as_str()), named.as_deref());
+        let target = (Some(project.as_str()), slug.map(StageSlug::as_str));
         let token = match organization_of(caller, organization) {
             Ok(token) => token,
             Err(refusal) => {

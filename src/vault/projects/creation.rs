@@ -31,7 +31,7 @@ pub(crate) struct NewProject<'a> {
     pub(crate) slug: ProjectSlug,
     /// What people call it.
     pub(crate) name: &'a str,
-    /// The namespace and the resource that own it; `None` over HTTP.
+    /// The namespace and the resource that own it; `None` when it is made over the API.
     pub(crate) owner: Option<(&'a Namespace, &'a ObjectName)>,
 }
 
@@ -89,28 +89,44 @@ pub(crate) async fn make_project(
         },
     ));
     for (slug, name, protected) in DEFAULT_STAGES {
+        let slug = slug.parse().map_err(|_| storage::Error::Unexpected {
+            what: "a default stage's slug".to_owned(),
+        })?;
         let stage = StageRow {
-            id: make_id("stg")?,
-            project: project.id.clone(),
-            organization: project.organization.clone(),
-            slug: slug.parse().map_err(|_| storage::Error::Unexpected {
-                what: "a default stage's slug".to_owned(),
-            })?,
-            name: name.to_owned(),
             is_default: true,
             protected,
             namespace: namespace.clone(),
-            resource: None,
-            revision: 0,
-            epoch: 1,
-            created_at: now,
-            updated_at: now,
-            variables: 0,
-            project_slug: project.slug.clone(),
+            ..new_stage(&project, slug, name, now)?
         };
         make_stage(work, actor, origin, &stage).await?;
     }
     Ok(Some(project))
+}
+
+/// A stage of `project` as it begins: empty, not protected, owned by nobody.
+pub(crate) fn new_stage(
+    project: &ProjectRow,
+    slug: StageSlug,
+    name: &str,
+    now_ms: i64,
+) -> Result<StageRow, storage::Error> {
+    Ok(StageRow {
+        id: make_id("stg")?,
+        project: project.id.clone(),
+        organization: project.organization.clone(),
+        slug,
+        name: name.to_owned(),
+        is_default: false,
+        protected: false,
+        namespace: None,
+        resource: None,
+        revision: 0,
+        epoch: 1,
+        created_at: now_ms,
+        updated_at: now_ms,
+        variables: 0,
+        project_slug: project.slug.clone(),
+    })
 }
 
 /// Makes a stage; `false` when the slug is taken. Audited.
@@ -248,23 +264,7 @@ impl Change for CreateStage {
         let mut last = String::new();
         for slug in candidates {
             last = slug.to_string();
-            let stage = StageRow {
-                id: make_id("stg")?,
-                project: project.id.clone(),
-                organization: organization.clone(),
-                slug,
-                name: self.name.as_str().to_owned(),
-                is_default: false,
-                protected: false,
-                namespace: None,
-                resource: None,
-                revision: 0,
-                epoch: 1,
-                created_at: work.now_ms,
-                updated_at: work.now_ms,
-                variables: 0,
-                project_slug: project.slug.clone(),
-            };
+            let stage = new_stage(&project, slug, self.name.as_str(), work.now_ms)?;
             if make_stage(work, &self.caller.actor(), &self.origin, &stage).await? {
                 return Ok(Verdict::Keep(Ok(stage_of(stage))));
             }
