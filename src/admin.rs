@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::access::Role;
 use crate::domain::audit::{Origin, Source};
+use crate::domain::causes::with_causes;
 use crate::domain::names::{OrganizationSlug, ProjectSlug, StageSlug, TokenId};
 use crate::domain::plaintext::Plaintext;
 use crate::protocol::environment::Value;
@@ -119,7 +120,7 @@ pub async fn perform(vault: &Vault, origin: &Origin, request: Request) -> Reply 
     match attempt(vault, origin, request).await {
         Ok(reply) => reply,
         Err(error) => Reply::Refused {
-            message: chain(error.as_ref()),
+            message: with_causes(error.as_ref()),
         },
     }
 }
@@ -187,18 +188,6 @@ async fn attempt(vault: &Vault, origin: &Origin, request: Request) -> Result<Rep
 
 fn text(token: &Plaintext) -> Value {
     Value(token.reveal_text().unwrap_or_default().to_owned())
-}
-
-/// An error and its causes on one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut said = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        said.push_str(": ");
-        said.push_str(&error.to_string());
-        cause = error.source();
-    }
-    said
 }
 
 /// Prints a reply: what a script wants on standard output (a token, the findings), the rest on standard error.

@@ -26,6 +26,8 @@ use std::process::ExitCode;
 use process::BecomeError;
 pub use start::{StartError, start};
 
+use crate::domain::causes::with_causes;
+
 /// Where the kubelet looks for a container's last words.
 const TERMINATION_LOG: &str = "/dev/termination-log";
 /// The longest reason, in bytes; the kubelet keeps 4096.
@@ -115,18 +117,7 @@ fn report(error: &dyn Error) {
 
 /// An error with all its causes, as one line of at most [`REASON_BYTES_MAX`] bytes.
 fn reason(error: &dyn Error) -> String {
-    let mut text = format!("barekey: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        // Some causes repeat what stands above them.
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    let mut line: String = text
+    let mut line: String = format!("barekey: {}", with_causes(error))
         .chars()
         .map(|character| {
             if character.is_control() {

@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod audit;
+pub mod causes;
 pub mod declaration;
 pub mod names;
 pub mod operation;

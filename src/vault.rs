@@ -3,6 +3,7 @@
 //! [`Vault`] is a cheap handle. One writer task behind it owns the writing connection and the audit chains; every change
 //! and every read's record goes through it in groups, and a caller is answered when the group with its record is durable.
 
+mod access_entries;
 pub mod audit;
 pub mod authority;
 mod cache;

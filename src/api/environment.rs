@@ -1,7 +1,6 @@
 //! `/v1/env/*`: evaluate, evaluate-batch, pull, list, write.
 
-use std::collections::BTreeMap;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use axum::Json;
 use axum::extract::State;
@@ -41,14 +40,17 @@ fn invalid(problem: impl Into<String>) -> ApiError {
     ApiError::new(Code::InvalidRequest, problem)
 }
 
-fn check_seed(field: &str, text: Option<&str>) -> Result<(), ApiError> {
-    match text {
-        Some(text) if text.len() > limits::SEED_BYTES_MAX => Err(invalid(format!(
-            "{field} is longer than {} bytes",
-            limits::SEED_BYTES_MAX
-        ))),
-        _ => Ok(()),
+/// `seed` and `key` are for two-armed variables: of those of one value only their length counts.
+fn check_seeds(seed: Option<&str>, key: Option<&str>) -> Result<(), ApiError> {
+    for (field, text) in [("seed", seed), ("key", key)] {
+        if text.is_some_and(|text| text.len() > limits::SEED_BYTES_MAX) {
+            return Err(invalid(format!(
+                "{field} is longer than {} bytes",
+                limits::SEED_BYTES_MAX
+            )));
+        }
     }
+    Ok(())
 }
 
 fn asked(name: &str, declared_type: Option<&str>) -> Result<variables::Ask, ApiError> {
@@ -100,8 +102,7 @@ impl Ask for Evaluate {
     type Body = EvaluateRequest;
 
     fn shape(body: EvaluateRequest) -> Result<Self, ApiError> {
-        check_seed("seed", body.seed.as_deref())?;
-        check_seed("key", body.key.as_deref())?;
+        check_seeds(body.seed.as_deref(), body.key.as_deref())?;
         Ok(Self {
             target: target(
                 body.org_slug.as_deref(),
@@ -150,8 +151,7 @@ impl Ask for EvaluateBatch {
     type Body = EvaluateBatchRequest;
 
     fn shape(body: EvaluateBatchRequest) -> Result<Self, ApiError> {
-        check_seed("seed", body.seed.as_deref())?;
-        check_seed("key", body.key.as_deref())?;
+        check_seeds(body.seed.as_deref(), body.key.as_deref())?;
         let asks = match (body.entries, body.names) {
             (Some(entries), None) => entries
                 .iter()
@@ -184,8 +184,7 @@ impl Ask for EvaluateBatch {
 }
 
 fn entry_asked(entry: &EvaluateBatchEntry) -> Result<variables::Ask, ApiError> {
-    check_seed("seed", entry.seed.as_deref())?;
-    check_seed("key", entry.key.as_deref())?;
+    check_seeds(entry.seed.as_deref(), entry.key.as_deref())?;
     asked(&entry.name, entry.declared_type.as_deref())
 }
 
@@ -224,8 +223,7 @@ impl Ask for Pull {
     type Body = PullRequest;
 
     fn shape(body: PullRequest) -> Result<Self, ApiError> {
-        check_seed("seed", body.seed.as_deref())?;
-        check_seed("key", body.key.as_deref())?;
+        check_seeds(body.seed.as_deref(), body.key.as_deref())?;
         Ok(Self {
             target: target(
                 body.org_slug.as_deref(),

@@ -2,13 +2,13 @@
 //! decided here before it compiles.
 
 use std::error::Error;
-use std::fmt;
 use std::sync::Arc;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::domain::access::Refusal;
+use crate::domain::causes::with_causes;
 use crate::domain::names::NameError;
 use crate::domain::variable::UnknownWordError;
 use crate::vault::Unavailable;
@@ -134,8 +134,8 @@ impl ApiError {
     }
 
     /// What our log is told: the cause and its causes, each once.
-    pub(crate) fn causes(&self) -> Option<impl fmt::Display + '_> {
-        self.internal.as_deref().map(Chain)
+    pub(crate) fn causes(&self) -> Option<String> {
+        self.internal.as_deref().map(|cause| with_causes(cause))
     }
 
     /// What stands for an answer that some layer refused without our body.
@@ -167,21 +167,6 @@ impl ApiError {
             Code::InternalError,
             "the server failed; its log says why under this request id",
         )
-    }
-}
-
-/// An error and its causes on one line.
-struct Chain<'a>(&'a (dyn Error + Send + Sync));
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
     }
 }
 
@@ -347,7 +332,7 @@ mod tests {
         });
         assert_eq!(error.code(), Code::StorageUnavailable);
         assert!(!error.message().contains("10.0.0.7"));
-        let causes = error.causes().unwrap().to_string();
+        let causes = error.causes().unwrap();
         assert_eq!(
             causes,
             "the database cannot be used right now: connection to 10.0.0.7 refused"

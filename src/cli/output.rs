@@ -1,6 +1,5 @@
 //! Everything that the command prints. No other file does.
 
-use std::error::Error;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -9,6 +8,7 @@ use zeroize::Zeroizing;
 
 use crate::cli::CliError;
 use crate::client::ClientError;
+use crate::domain::causes::with_causes;
 
 /// How the command prints.
 pub(super) struct Output {
@@ -55,7 +55,7 @@ impl Output {
 
     /// Why the command failed, and what to do.
     pub(super) fn error(&self, error: &CliError) {
-        let message = chain(error);
+        let message = with_causes(error);
         if self.json {
             let (code, request_id) = match error {
                 CliError::Call(ClientError::Refused {
@@ -98,21 +98,6 @@ fn print(text: &str) -> Result<(), CliError> {
 /// Writes to standard error; there is nowhere to say that it is closed.
 fn complain(text: &str) {
     drop(io::stderr().write_all(text.as_bytes()));
-}
-
-/// An error with all its causes.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Rows under a heading, in columns.

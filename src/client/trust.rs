@@ -101,3 +101,23 @@ impl Trust {
         Ok(roots)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_a_certificate_is_refused_by_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.crt");
+        let refusal = || {
+            Trust::File(file.clone())
+                .client_config()
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(refusal().contains("ca.crt"));
+        std::fs::write(&file, "no certificate").unwrap();
+        assert!(refusal().contains("holds no certificate"), "{}", refusal());
+    }
+}

@@ -34,9 +34,10 @@ use tokio_rustls::TlsConnector;
 
 pub use self::leaf::{AuthorityCertificate, CertificateError};
 use self::leaf::{Leaf, authority, leaf_names, make_leaf};
+use crate::domain::causes::with_causes;
 use crate::kubernetes::events::{Events, Message, Severity};
 use crate::kubernetes::metrics::Metrics;
-use crate::kubernetes::{FIELD_MANAGER, KubernetesSettings, chain};
+use crate::kubernetes::{FIELD_MANAGER, KubernetesSettings};
 use crate::vault::{Clock, Vault};
 
 /// How often the live configuration is looked at.
@@ -180,7 +181,7 @@ impl Certificates {
                 }
                 Err(error) => tracing::warn!(
                     ends_at_ms = self.ends_at_ms,
-                    problem = chain(&error),
+                    problem = with_causes(&error),
                     "the serving certificate was not renewed"
                 ),
             }
@@ -343,7 +344,7 @@ fn bundles(live: &MutatingWebhookConfiguration) -> impl Iterator<Item = Option<&
 async fn timed<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, String> {
     match tokio::time::timeout(TIMEOUT, request).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(chain(&error)),
+        Ok(Err(error)) => Err(with_causes(&error)),
         Err(_) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
     }
 }
@@ -351,26 +352,26 @@ async fn timed<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Resu
 async fn handshake(listener: SocketAddr, server_name: &str, bundle: &[u8]) -> Result<(), String> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(bundle) {
-        let certificate =
-            certificate.map_err(|error| format!("the bundle is no PEM: {}", chain(&error)))?;
+        let certificate = certificate
+            .map_err(|error| format!("the bundle is no PEM: {}", with_causes(&error)))?;
         roots
             .add(certificate)
-            .map_err(|error| format!("the bundle has no certificate: {}", chain(&error)))?;
+            .map_err(|error| format!("the bundle has no certificate: {}", with_causes(&error)))?;
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| chain(&error))?
+        .map_err(|error| with_causes(&error))?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let name = ServerName::try_from(server_name.to_owned()).map_err(|error| chain(&error))?;
+    let name = ServerName::try_from(server_name.to_owned()).map_err(|error| with_causes(&error))?;
     let stream = TcpStream::connect(listener)
         .await
-        .map_err(|error| format!("the own listener does not answer: {}", chain(&error)))?;
+        .map_err(|error| format!("the own listener does not answer: {}", with_causes(&error)))?;
     TlsConnector::from(Arc::new(config))
         .connect(name, stream)
         .await
-        .map_err(|error| chain(&error))?;
+        .map_err(|error| with_causes(&error))?;
     Ok(())
 }
 

@@ -26,12 +26,13 @@ use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::{RwLock, watch};
 use tokio::time::Instant;
 
+use crate::domain::causes::with_causes;
 use crate::domain::names::{NameError, Namespace, ObjectName};
+use crate::kubernetes::KubernetesSettings;
 use crate::kubernetes::events::Events;
 use crate::kubernetes::metrics::{Kind, Metrics, ReconcileLabels, ReconcileOutcome};
 use crate::kubernetes::plan::{self, Answer, Finding, ProjectPlan, StagePath, StagePlan};
 use crate::kubernetes::resources::{BarekeyProject, BarekeyStage};
-use crate::kubernetes::{KubernetesSettings, chain};
 use crate::vault::declarations::{DeclareError, Deletion};
 use crate::vault::{Clock, Unavailable, Vault};
 
@@ -253,12 +254,12 @@ fn log<Q: std::error::Error + 'static>(error: &ControllerError<ReconcileError, Q
         ControllerError::ReconcilerFailed(source, object) => tracing::warn!(
             object = object.name,
             namespace = object.namespace.as_deref().unwrap_or_default(),
-            problem = chain(source),
+            problem = with_causes(source),
             "a reconcile is tried again"
         ),
         ControllerError::ObjectNotFound(_) => {}
         error @ (ControllerError::QueueError(_) | ControllerError::RunnerError(_)) => {
-            tracing::warn!(problem = chain(error), "a watch is begun again");
+            tracing::warn!(problem = with_causes(error), "a watch is begun again");
         }
     }
 }
@@ -446,7 +447,7 @@ fn answered<T>(answer: Result<T, DeclareError>) -> Answer<T> {
         Err(DeclareError::Refused(refusal)) => Answer::Refused(refusal),
         Err(DeclareError::Unavailable(error)) => {
             tracing::warn!(
-                problem = chain(&error),
+                problem = with_causes(&error),
                 "a declaration waits for the database"
             );
             Answer::Unavailable
@@ -459,7 +460,10 @@ fn after_deletion(deletion: Result<Deletion, Unavailable>, slug: &str) -> Option
     match deletion {
         Ok(deletion) => plan::judge_deletion(&deletion, slug),
         Err(error) => {
-            tracing::warn!(problem = chain(&error), "a deletion waits for the database");
+            tracing::warn!(
+                problem = with_causes(&error),
+                "a deletion waits for the database"
+            );
             Some(plan::storage_unavailable())
         }
     }

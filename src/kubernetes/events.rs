@@ -14,6 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
 
+use crate::domain::causes::with_causes;
 use crate::kubernetes::{GROUP, KubernetesSettings};
 use crate::vault::Clock;
 
@@ -111,7 +112,7 @@ impl Events {
             tokio::time::timeout(TIMEOUT, api.create(&PostParams::default(), &event)).await;
         let problem = match created {
             Ok(Ok(_)) => return,
-            Ok(Err(error)) => crate::kubernetes::chain(&error),
+            Ok(Err(error)) => with_causes(&error),
             Err(_) => format!("no answer within {} s", TIMEOUT.as_secs()),
         };
         tracing::warn!(

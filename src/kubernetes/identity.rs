@@ -24,10 +24,11 @@ use tokio::time::Instant;
 
 use self::checks::{Failed, Reviewed, allowances, claims, look_at_claims, look_at_pod, reviewed};
 use crate::domain::access::PodCaller;
+use crate::domain::causes::with_causes;
 use crate::domain::names::{Namespace, ObjectName};
+use crate::kubernetes::KubernetesSettings;
 use crate::kubernetes::events::{Events, Message, Severity};
 use crate::kubernetes::metrics::{IdentityLabels, IdentityOutcome, Metrics};
-use crate::kubernetes::{KubernetesSettings, chain};
 use crate::vault::Clock;
 use crate::vault::credentials::{AuthenticateError, PresentedToken};
 use crate::vault::pods::PodIdentity;
@@ -205,7 +206,7 @@ impl ClusterIdentity {
             Ok(Ok(discovery)) => Some(discovery.issuer),
             Ok(Err(error)) => {
                 tracing::debug!(
-                    problem = chain(&error),
+                    problem = with_causes(&error),
                     "the cluster does not name its issuer"
                 );
                 None

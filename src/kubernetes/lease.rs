@@ -24,8 +24,9 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::domain::causes::with_causes;
 use crate::kubernetes::metrics::Metrics;
-use crate::kubernetes::{AUDIT_HEADS_ANNOTATION, KubernetesSettings, chain};
+use crate::kubernetes::{AUDIT_HEADS_ANNOTATION, KubernetesSettings};
 use crate::vault::audit::AuditHead;
 use crate::vault::{Clock, Vault};
 
@@ -130,7 +131,7 @@ impl Candidate {
                 Ok(()) => failing = false,
                 Err(error) => {
                     if !failing {
-                        tracing::warn!(problem = chain(&error), "the Lease is out of reach");
+                        tracing::warn!(problem = with_causes(&error), "the Lease is out of reach");
                     }
                     failing = true;
                 }
@@ -150,7 +151,10 @@ impl Candidate {
         if self.leads_until.take().is_some() {
             self.tell();
             if let Err(error) = self.give_back().await {
-                tracing::warn!(problem = chain(&error), "the Lease was not given back");
+                tracing::warn!(
+                    problem = with_causes(&error),
+                    "the Lease was not given back"
+                );
             }
         }
     }
@@ -210,7 +214,10 @@ impl Candidate {
         let heads = match self.vault.audit_heads().await {
             Ok(heads) => heads,
             Err(error) => {
-                tracing::warn!(problem = chain(&error), "the audit heads were not read");
+                tracing::warn!(
+                    problem = with_causes(&error),
+                    "the audit heads were not read"
+                );
                 return None;
             }
         };

@@ -9,6 +9,7 @@
 )]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::core::Rule;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,20 @@ pub const FINALIZER: &str = "barekey.dev/cleanup";
 pub const CONFIRM_DELETE_ANNOTATION: &str = "barekey.dev/confirm-delete";
 /// The most stages that a status names.
 pub const STATUS_STAGES_MAX: usize = 100;
+
+/// What a slug looks like, as the API server checks it.
+const SLUG_PATTERN: &str = "^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$";
+
+/// A resource without a slug has its name for one.
+fn slug_or_name() -> Rule {
+    Rule::new(format!(
+        "has(self.spec.slug) || self.metadata.name.matches('{SLUG_PATTERN}')"
+    ))
+    .message(
+        "metadata.name is no slug (at most 48 lower-case letters, digits and '-'): set spec.slug",
+    )
+    .field_path(".spec.slug")
+}
 
 /// What happens to the vault's data when the resource is deleted.
 #[derive(
@@ -64,7 +79,7 @@ pub enum DeletionPolicy {
         priority = 1
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("has(self.spec.slug) || self.metadata.name.matches('^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$')").message("metadata.name is no slug (at most 48 lower-case letters, digits and '-'): set spec.slug").field_path(".spec.slug")
+    validation = slug_or_name()
 )]
 #[x_kube(
     validation = ("has(self.slug) == has(oldSelf.slug) && (!has(self.slug) || self.slug == oldSelf.slug)", "slug is immutable, and so is whether it is set: make another BarekeyProject")
@@ -75,7 +90,7 @@ pub struct BarekeyProjectSpec {
     /// namespaces may name which organization; `barekey-operator admin bootstrap` makes one.
     #[schemars(
         length(max = 48),
-        regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$")
+        regex(pattern = SLUG_PATTERN)
     )]
     #[x_kube(validation = ("self == oldSelf", "organization is immutable: make another BarekeyProject"))]
     pub organization: String,
@@ -84,7 +99,7 @@ pub struct BarekeyProjectSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = 48),
-        regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$")
+        regex(pattern = SLUG_PATTERN)
     )]
     pub slug: Option<String>,
     /// What people call the project: 1 to 120 characters. Default: the slug. A change renames the project; what is sealed
@@ -166,7 +181,7 @@ pub struct BarekeyProjectStatus {
         priority = 1
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("has(self.spec.slug) || self.metadata.name.matches('^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$')").message("metadata.name is no slug (at most 48 lower-case letters, digits and '-'): set spec.slug").field_path(".spec.slug")
+    validation = slug_or_name()
 )]
 #[x_kube(
     validation = ("has(self.slug) == has(oldSelf.slug) && (!has(self.slug) || self.slug == oldSelf.slug)", "slug is immutable, and so is whether it is set: make another BarekeyStage")
@@ -182,7 +197,7 @@ pub struct BarekeyStageSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = 48),
-        regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$")
+        regex(pattern = SLUG_PATTERN)
     )]
     pub slug: Option<String>,
     /// Whether only owners and admins write the stage, and viewers read nothing of it. Default: as the vault has it

@@ -87,6 +87,19 @@ pub(crate) struct DataKeyRow {
     pub(crate) created_at: i64,
 }
 
+/// The projects `p` that `$which` says, as [`project`] reads them.
+macro_rules! select_projects {
+    ($which:literal) => {
+        concat!(
+            "SELECT p.id, p.organization_id, p.slug, p.name, p.namespace, p.created_at, p.updated_at,
+                    (SELECT COUNT(*) FROM variables v JOIN stages s ON s.id = v.stage_id
+                      WHERE s.project_id = p.id AND v.deleted_at IS NULL)
+               FROM projects p ",
+            $which
+        )
+    };
+}
+
 fn project(row: &Row) -> Result<ProjectRow, Error> {
     Ok(ProjectRow {
         id: row.parsed(0)?,
@@ -98,6 +111,19 @@ fn project(row: &Row) -> Result<ProjectRow, Error> {
         updated_at: row.integer(6)?,
         variables: row.integer(7)?,
     })
+}
+
+/// The stages `s`, each of a project `p`, that `$which` says, as [`stage`] reads them.
+macro_rules! select_stages {
+    ($which:literal) => {
+        concat!(
+            "SELECT s.id, s.project_id, s.organization_id, s.slug, s.name, s.is_default, s.protected, s.namespace,
+                    s.resource, s.revision, s.epoch, s.created_at, s.updated_at,
+                    (SELECT COUNT(*) FROM variables v WHERE v.stage_id = s.id AND v.deleted_at IS NULL), p.slug
+               FROM stages s JOIN projects p ON p.id = s.project_id ",
+            $which
+        )
+    };
 }
 
 fn stage(row: &Row) -> Result<StageRow, Error> {
@@ -120,6 +146,17 @@ fn stage(row: &Row) -> Result<StageRow, Error> {
     })
 }
 
+/// The data keys `k`, each of a lineage `l`, that `$which` says, as [`data_key`] reads them.
+macro_rules! select_data_keys {
+    ($which:literal) => {
+        concat!(
+            "SELECT k.lineage_id, k.version, k.kek_id, k.wrapped, k.created_at
+               FROM data_keys k JOIN lineages l ON l.id = k.lineage_id ",
+            $which
+        )
+    };
+}
+
 fn data_key(row: &Row) -> Result<DataKeyRow, Error> {
     Ok(DataKeyRow {
         lineage: row.parsed(0)?,
@@ -136,12 +173,10 @@ pub(crate) async fn projects(
     organization: &OrganizationId,
 ) -> Result<Vec<ProjectRow>, Error> {
     db.rows(
-        "SELECT p.id, p.organization_id, p.slug, p.name, p.namespace, p.created_at, p.updated_at,
-                (SELECT COUNT(*) FROM variables v JOIN stages s ON s.id = v.stage_id
-                  WHERE s.project_id = p.id AND v.deleted_at IS NULL)
-           FROM projects p
-          WHERE p.organization_id = $1
-          ORDER BY p.created_at DESC, p.id DESC",
+        select_projects!(
+            "WHERE p.organization_id = $1
+             ORDER BY p.created_at DESC, p.id DESC"
+        ),
         cells![organization.as_str()],
     )
     .await?
@@ -157,11 +192,7 @@ pub(crate) async fn project_by_slug(
     slug: &ProjectSlug,
 ) -> Result<Option<ProjectRow>, Error> {
     db.row(
-        "SELECT p.id, p.organization_id, p.slug, p.name, p.namespace, p.created_at, p.updated_at,
-                (SELECT COUNT(*) FROM variables v JOIN stages s ON s.id = v.stage_id
-                  WHERE s.project_id = p.id AND v.deleted_at IS NULL)
-           FROM projects p
-          WHERE p.organization_id = $1 AND p.slug = $2",
+        select_projects!("WHERE p.organization_id = $1 AND p.slug = $2"),
         cells![organization.as_str(), slug.as_str()],
     )
     .await?
@@ -229,12 +260,10 @@ pub(crate) async fn stages(
     project: &ProjectId,
 ) -> Result<Vec<StageRow>, Error> {
     db.rows(
-        "SELECT s.id, s.project_id, s.organization_id, s.slug, s.name, s.is_default, s.protected, s.namespace,
-                s.resource, s.revision, s.epoch, s.created_at, s.updated_at,
-                (SELECT COUNT(*) FROM variables v WHERE v.stage_id = s.id AND v.deleted_at IS NULL), p.slug
-           FROM stages s JOIN projects p ON p.id = s.project_id
-          WHERE s.project_id = $1
-          ORDER BY s.created_at, s.id",
+        select_stages!(
+            "WHERE s.project_id = $1
+             ORDER BY s.created_at, s.id"
+        ),
         cells![project.as_str()],
     )
     .await?
@@ -249,12 +278,10 @@ pub(crate) async fn stages_of_organization(
     organization: &OrganizationId,
 ) -> Result<Vec<StageRow>, Error> {
     db.rows(
-        "SELECT s.id, s.project_id, s.organization_id, s.slug, s.name, s.is_default, s.protected, s.namespace,
-                s.resource, s.revision, s.epoch, s.created_at, s.updated_at,
-                (SELECT COUNT(*) FROM variables v WHERE v.stage_id = s.id AND v.deleted_at IS NULL), p.slug
-           FROM stages s JOIN projects p ON p.id = s.project_id
-          WHERE s.organization_id = $1
-          ORDER BY s.id",
+        select_stages!(
+            "WHERE s.organization_id = $1
+             ORDER BY s.id"
+        ),
         cells![organization.as_str()],
     )
     .await?
@@ -271,11 +298,7 @@ pub(crate) async fn stage_by_slugs(
     slug: &StageSlug,
 ) -> Result<Option<StageRow>, Error> {
     db.row(
-        "SELECT s.id, s.project_id, s.organization_id, s.slug, s.name, s.is_default, s.protected, s.namespace,
-                s.resource, s.revision, s.epoch, s.created_at, s.updated_at,
-                (SELECT COUNT(*) FROM variables v WHERE v.stage_id = s.id AND v.deleted_at IS NULL), p.slug
-           FROM stages s JOIN projects p ON p.id = s.project_id
-          WHERE p.organization_id = $1 AND p.slug = $2 AND s.slug = $3",
+        select_stages!("WHERE p.organization_id = $1 AND p.slug = $2 AND s.slug = $3"),
         cells![organization.as_str(), project.as_str(), slug.as_str()],
     )
     .await?
@@ -289,18 +312,11 @@ pub(crate) async fn stage_by_id(
     db: &mut Connection,
     id: &StageId,
 ) -> Result<Option<StageRow>, Error> {
-    db.row(
-        "SELECT s.id, s.project_id, s.organization_id, s.slug, s.name, s.is_default, s.protected, s.namespace,
-                s.resource, s.revision, s.epoch, s.created_at, s.updated_at,
-                (SELECT COUNT(*) FROM variables v WHERE v.stage_id = s.id AND v.deleted_at IS NULL), p.slug
-           FROM stages s JOIN projects p ON p.id = s.project_id
-          WHERE s.id = $1",
-        cells![id.as_str()],
-    )
-    .await?
-    .as_ref()
-    .map(stage)
-    .transpose()
+    db.row(select_stages!("WHERE s.id = $1"), cells![id.as_str()])
+        .await?
+        .as_ref()
+        .map(stage)
+        .transpose()
 }
 
 /// Makes a stage; `false` when the slug is taken.
@@ -532,11 +548,11 @@ pub(crate) async fn active_data_key(
     project: &ProjectId,
 ) -> Result<Option<DataKeyRow>, Error> {
     db.row(
-        "SELECT k.lineage_id, k.version, k.kek_id, k.wrapped, k.created_at
-           FROM data_keys k JOIN lineages l ON l.id = k.lineage_id
-          WHERE l.project_id = $1 AND l.stage_id IS NULL AND k.retired_at IS NULL
-          ORDER BY k.version DESC
-          LIMIT 1",
+        select_data_keys!(
+            "WHERE l.project_id = $1 AND l.stage_id IS NULL AND k.retired_at IS NULL
+             ORDER BY k.version DESC
+             LIMIT 1"
+        ),
         cells![project.as_str()],
     )
     .await?
@@ -551,10 +567,10 @@ pub(crate) async fn data_keys(
     project: &ProjectId,
 ) -> Result<Vec<DataKeyRow>, Error> {
     db.rows(
-        "SELECT k.lineage_id, k.version, k.kek_id, k.wrapped, k.created_at
-           FROM data_keys k JOIN lineages l ON l.id = k.lineage_id
-          WHERE l.project_id = $1
-          ORDER BY k.lineage_id, k.version",
+        select_data_keys!(
+            "WHERE l.project_id = $1
+             ORDER BY k.lineage_id, k.version"
+        ),
         cells![project.as_str()],
     )
     .await?

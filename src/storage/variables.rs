@@ -31,6 +31,22 @@ pub(crate) struct VariableRow {
     pub(crate) dek_version: i64,
 }
 
+/// The newest versions `n` of the stage's variables `v` that `$which` says, with `$envelope` as their envelope, as
+/// [`variable`] reads them.
+macro_rules! select_newest {
+    ($envelope:literal, $which:literal) => {
+        concat!(
+            "SELECT v.name, v.version, v.created_at, v.updated_at, n.kind, n.declared_type, n.visibility, ",
+            $envelope,
+            ", n.lineage_id, n.dek_version
+               FROM variables v
+               JOIN variable_versions n ON n.stage_id = v.stage_id AND n.name = v.name AND n.version = v.version
+              WHERE v.stage_id = $1 AND v.deleted_at IS NULL ",
+            $which
+        )
+    };
+}
+
 fn variable(row: &Row) -> Result<VariableRow, Error> {
     Ok(VariableRow {
         name: row.parsed(0)?,
@@ -52,12 +68,7 @@ pub(crate) async fn newest_variables(
     stage: &StageId,
 ) -> Result<Vec<VariableRow>, Error> {
     db.rows(
-        "SELECT v.name, v.version, v.created_at, v.updated_at, n.kind, n.declared_type, n.visibility, n.envelope_a,
-                n.lineage_id, n.dek_version
-           FROM variables v
-           JOIN variable_versions n ON n.stage_id = v.stage_id AND n.name = v.name AND n.version = v.version
-          WHERE v.stage_id = $1 AND v.deleted_at IS NULL
-          ORDER BY v.name",
+        select_newest!("n.envelope_a", "ORDER BY v.name"),
         cells![stage.as_str()],
     )
     .await?
@@ -73,11 +84,7 @@ pub(crate) async fn newest_variables_by_name(
     names: &[&VariableName],
 ) -> Result<Vec<VariableRow>, Error> {
     db.rows_by_names(
-        "SELECT v.name, v.version, v.created_at, v.updated_at, n.kind, n.declared_type, n.visibility, n.envelope_a,
-                n.lineage_id, n.dek_version
-           FROM variables v
-           JOIN variable_versions n ON n.stage_id = v.stage_id AND n.name = v.name AND n.version = v.version
-          WHERE v.stage_id = $1 AND v.deleted_at IS NULL AND v.name IN",
+        select_newest!("n.envelope_a", "AND v.name IN"),
         cells![stage.as_str()],
         &names.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
     )
@@ -120,12 +127,7 @@ pub(crate) async fn newest_without_envelopes(
     stage: &StageId,
 ) -> Result<Vec<VariableRow>, Error> {
     db.rows(
-        "SELECT v.name, v.version, v.created_at, v.updated_at, n.kind, n.declared_type, n.visibility, '',
-                n.lineage_id, n.dek_version
-           FROM variables v
-           JOIN variable_versions n ON n.stage_id = v.stage_id AND n.name = v.name AND n.version = v.version
-          WHERE v.stage_id = $1 AND v.deleted_at IS NULL
-          ORDER BY v.name",
+        select_newest!("''", "ORDER BY v.name"),
         cells![stage.as_str()],
     )
     .await?

@@ -1,7 +1,7 @@
 //! The audit trail: heads to publish, and the check of the chains.
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::declarations::access_text;
+use super::access_entries::access_text;
 use super::projects::{owner_text, stage_text};
 use super::records::{INSTALLATION_CHAIN, derive_mac};
 use super::{Unavailable, Vault};

@@ -1,11 +1,14 @@
 //! What resources declare: projects and stages owned by a namespace, and who may read them.
+
+mod deletion;
+
 use std::sync::Arc;
 
-use super::credentials::store_revocation;
-use super::projects::{NewProject, access_rows, make_project, make_stage, owner_text, stage_text};
+use super::access_entries::{access_rows, access_text};
+use super::projects::{NewProject, make_project, make_stage, new_stage, stage_text};
 use super::records::Chain;
 use super::writer::{Change, Verdict, Work};
-use super::{Core, Unavailable, Vault, make_id};
+use super::{Core, Unavailable, Vault};
 use crate::domain::access::Actor;
 use crate::domain::audit::{Action, AuditEvent, Origin, Outcome, Source};
 pub use crate::domain::declaration::{
@@ -13,12 +16,11 @@ pub use crate::domain::declaration::{
     StageDeclaration,
 };
 use crate::domain::names::{
-    DisplayName, Namespace, ObjectName, OrganizationId, OrganizationSlug, ProjectId, ProjectSlug,
-    StageId, StageSlug,
+    DisplayName, Namespace, ObjectName, OrganizationId, OrganizationSlug, ProjectId, StageId,
 };
 use crate::storage;
 use crate::storage::Connection;
-use crate::storage::projects::{AccessRow, ProjectRow, StageRow};
+use crate::storage::projects::{ProjectRow, StageRow};
 
 /// Why a declaration was not taken over. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -40,43 +42,6 @@ pub struct StageOwner {
     pub namespace: Namespace,
     /// The resource's name.
     pub resource: ObjectName,
-}
-
-/// Who acts when a resource does.
-fn controller(namespace: &Namespace, resource: &ObjectName) -> Actor {
-    Actor {
-        kind: "controller",
-        id: namespace.to_string(),
-        name: format!("{namespace}/{resource}"),
-    }
-}
-
-fn controller_origin() -> Origin {
-    Origin {
-        source: Source::Controller,
-        ip: String::new(),
-        user_agent: String::new(),
-        request_id: String::new(),
-    }
-}
-
-/// Access entries for the audit trail, where they are held against the rows when the trail is verified.
-pub(crate) fn access_text(rows: &[AccessRow]) -> String {
-    let lines: Vec<String> = rows
-        .iter()
-        .map(|row| format!("{}/{} {}", row.namespace, row.service_account, row.pattern))
-        .collect();
-    lines.join("\n")
-}
-
-fn not_owned(what: String, owner: Option<&Namespace>) -> DeclareError {
-    DeclareError::Refused(DeclarationRefusal::NotOwned {
-        what,
-        owner: match owner {
-            Some(_) => "another namespace",
-            None => "nobody in Kubernetes: it was made over the API",
-        },
-    })
 }
 
 impl Vault {
@@ -164,36 +129,6 @@ impl Vault {
         }
     }
 
-    /// Ends every access entry that a resource declared (the resource is gone). Repeatable.
-    ///
-    /// # Errors
-    /// [`Unavailable`]; nothing is changed then, or only some stages.
-    pub async fn withdraw_access(
-        &self,
-        namespace: &Namespace,
-        resource: &ObjectName,
-    ) -> Result<(), Unavailable> {
-        let mut db = self.reader().await?;
-        let stages = storage::projects::stages_of_resource(&mut db, namespace, resource).await?;
-        let mut organizations = Vec::new();
-        for stage in stages {
-            if let Some(stage) = storage::projects::stage_by_id(&mut db, &stage).await? {
-                organizations.push((stage.organization, stage.id));
-            }
-        }
-        drop(db);
-        for (organization, stage) in organizations {
-            let change = WithdrawAccess {
-                organization,
-                stage,
-                namespace: namespace.clone(),
-                resource: resource.clone(),
-            };
-            self.0.queue.change(change).await?;
-        }
-        Ok(())
-    }
-
     /// Every stage that has access entries, with the resource that declared them.
     ///
     /// # Errors
@@ -210,59 +145,34 @@ impl Vault {
             })
             .collect())
     }
+}
 
-    /// Deletes a stage that the namespace owns; one with variables only when `confirmed`.
-    ///
-    /// # Errors
-    /// [`Unavailable`]; nothing is deleted then.
-    pub async fn delete_declared_stage(
-        &self,
-        namespace: &Namespace,
-        organization: &OrganizationSlug,
-        project: &ProjectSlug,
-        slug: &StageSlug,
-        confirmed: bool,
-    ) -> Result<Deletion, Unavailable> {
-        self.delete_declared(namespace, organization, project, Some(slug), confirmed)
-            .await
+/// Who acts when a resource does.
+fn controller(namespace: &Namespace, resource: &ObjectName) -> Actor {
+    Actor {
+        kind: "controller",
+        id: namespace.to_string(),
+        name: format!("{namespace}/{resource}"),
     }
+}
 
-    /// Deletes a project that the namespace owns, with its stages; one with variables only when `confirmed`.
-    ///
-    /// # Errors
-    /// [`Unavailable`]; nothing is deleted then.
-    pub async fn delete_declared_project(
-        &self,
-        namespace: &Namespace,
-        organization: &OrganizationSlug,
-        slug: &ProjectSlug,
-        confirmed: bool,
-    ) -> Result<Deletion, Unavailable> {
-        self.delete_declared(namespace, organization, slug, None, confirmed)
-            .await
+fn controller_origin() -> Origin {
+    Origin {
+        source: Source::Controller,
+        ip: String::new(),
+        user_agent: String::new(),
+        request_id: String::new(),
     }
+}
 
-    async fn delete_declared(
-        &self,
-        namespace: &Namespace,
-        organization: &OrganizationSlug,
-        project: &ProjectSlug,
-        stage: Option<&StageSlug>,
-        confirmed: bool,
-    ) -> Result<Deletion, Unavailable> {
-        let Some(organization) = self.organization(organization).await? else {
-            return Ok(Deletion::Done);
-        };
-        let change = DeleteDeclared {
-            core: Arc::clone(&self.0.core),
-            organization: organization.id,
-            namespace: namespace.clone(),
-            project: project.clone(),
-            stage: stage.cloned(),
-            confirmed,
-        };
-        self.0.queue.change(change).await
-    }
+fn not_owned(what: String, owner: Option<&Namespace>) -> DeclareError {
+    DeclareError::Refused(DeclarationRefusal::NotOwned {
+        what,
+        owner: match owner {
+            Some(_) => "another namespace",
+            None => "nobody in Kubernetes: it was made over the API",
+        },
+    })
 }
 
 /// Whether a declaration may speak for a project that is there.
@@ -451,22 +361,12 @@ impl DeclareStage {
                 project.namespace.as_ref(),
             )));
         }
+        let slug = declaration.slug.clone();
         let stage = StageRow {
-            id: make_id("stg")?,
-            project: project.id,
-            organization: self.organization.clone(),
-            slug: declaration.slug.clone(),
-            name: declaration.slug.to_string(),
-            is_default: false,
             protected: declaration.protected.unwrap_or(false),
             namespace: Some(declaration.namespace.clone()),
             resource: Some(declaration.resource.clone()),
-            revision: 0,
-            epoch: 1,
-            created_at: work.now_ms,
-            updated_at: work.now_ms,
-            variables: 0,
-            project_slug: declaration.project.clone(),
+            ..new_stage(&project, slug, declaration.slug.as_str(), work.now_ms)?
         };
         let actor = controller(&declaration.namespace, &declaration.resource);
         if !make_stage(work, &actor, &controller_origin(), &stage).await? {
@@ -511,183 +411,5 @@ impl Change for DeclareStage {
             work.events.push(event);
         }
         Ok(Verdict::Keep(Ok(declared_stage(&stage))))
-    }
-}
-
-struct WithdrawAccess {
-    organization: OrganizationId,
-    stage: StageId,
-    namespace: Namespace,
-    resource: ObjectName,
-}
-
-impl Change for WithdrawAccess {
-    type Answer = ();
-
-    fn chain(&self) -> Chain {
-        Chain::Organization(self.organization.clone())
-    }
-
-    async fn run(&self, work: &mut Work) -> Result<Verdict<()>, storage::Error> {
-        let found = storage::projects::stage_by_id(&mut work.db, &self.stage).await?;
-        let Some(stage) = found.filter(|stage| {
-            stage.namespace.as_ref() == Some(&self.namespace)
-                && stage.resource.as_ref() == Some(&self.resource)
-        }) else {
-            return Ok(Verdict::Keep(()));
-        };
-        let entries = storage::projects::access_entries(&mut work.db, &stage.id).await?;
-        if entries.is_empty() {
-            return Ok(Verdict::Keep(()));
-        }
-        storage::projects::raise_epoch(&mut work.db, &stage.id, work.now_ms).await?;
-        let now = work.now_ms;
-        storage::projects::replace_access_entries(&mut work.db, &stage.id, &[], now).await?;
-        work.changed_stages.push(stage.id.clone());
-        let event = AuditEvent {
-            action: Action::AccessChanged,
-            actor: controller(&self.namespace, &self.resource),
-            project: Some(stage.project_slug.to_string()),
-            stage: Some(stage.slug.to_string()),
-            names: Vec::new(),
-            origin: controller_origin(),
-            outcome: Outcome::Allowed,
-            detail: String::new(),
-        };
-        work.events.push((self.chain(), event));
-        Ok(Verdict::Keep(()))
-    }
-}
-
-struct DeleteDeclared {
-    core: Arc<Core>,
-    organization: OrganizationId,
-    namespace: Namespace,
-    project: ProjectSlug,
-    /// `None` for the whole project.
-    stage: Option<StageSlug>,
-    confirmed: bool,
-}
-
-impl DeleteDeclared {
-    fn event(
-        &self,
-        action: Action,
-        stage: Option<&StageSlug>,
-        detail: String,
-    ) -> (Chain, AuditEvent) {
-        (
-            self.chain(),
-            AuditEvent {
-                action,
-                actor: Actor {
-                    kind: "controller",
-                    id: self.namespace.to_string(),
-                    name: self.namespace.to_string(),
-                },
-                project: Some(self.project.to_string()),
-                stage: stage.map(ToString::to_string),
-                names: Vec::new(),
-                origin: controller_origin(),
-                outcome: Outcome::Allowed,
-                detail,
-            },
-        )
-    }
-
-    async fn delete(&self, work: &mut Work, stage: &StageRow) -> Result<(), storage::Error> {
-        // Raised first: this is the lock of the stage.
-        storage::projects::raise_epoch(&mut work.db, &stage.id, work.now_ms).await?;
-        storage::projects::delete_stage(&mut work.db, &stage.id).await?;
-        work.changed_stages.push(stage.id.clone());
-        let detail = format!("variables={}", stage.variables);
-        let event = self.event(Action::StageDeleted, Some(&stage.slug), detail);
-        work.events.push(event);
-        Ok(())
-    }
-
-    /// A token that is cut to what is gone is no credential any more.
-    async fn revoke_tokens(
-        &self,
-        work: &mut Work,
-        project: &ProjectId,
-        stage: Option<&StageId>,
-    ) -> Result<(), storage::Error> {
-        let tokens = storage::credentials::tokens(&mut work.db, &self.organization).await?;
-        for token in tokens {
-            let cut = match stage {
-                Some(stage) => token.stage.as_ref() == Some(stage),
-                None => token.project.as_ref() == Some(project),
-            };
-            if cut && token.revoked_at.is_none() {
-                let (chain, mut event) = self.event(
-                    Action::TokenRevoked,
-                    None,
-                    "its scope was deleted".to_owned(),
-                );
-                event.names = vec![token.id.to_string()];
-                work.events.push((chain, event));
-                store_revocation(&self.core, work, token).await?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Change for DeleteDeclared {
-    type Answer = Deletion;
-
-    fn chain(&self) -> Chain {
-        Chain::Organization(self.organization.clone())
-    }
-
-    async fn run(&self, work: &mut Work) -> Result<Verdict<Deletion>, storage::Error> {
-        let done = Ok(Verdict::Keep(Deletion::Done));
-        let found =
-            storage::projects::project_by_slug(&mut work.db, &self.organization, &self.project)
-                .await?;
-        let Some(project) = found else {
-            return done;
-        };
-        let stages = storage::projects::stages(&mut work.db, &project.id).await?;
-        let waits = |variables: i64| {
-            (variables > 0 && !self.confirmed).then_some(Ok(Verdict::TakeBack(
-                Deletion::NeedsConfirmation { variables },
-            )))
-        };
-        let owned = |namespace: Option<&Namespace>| namespace == Some(&self.namespace);
-        match &self.stage {
-            Some(slug) => {
-                let stage = stages
-                    .iter()
-                    .find(|stage| stage.slug == *slug && owned(stage.namespace.as_ref()));
-                let Some(stage) = stage else {
-                    return done;
-                };
-                if let Some(waits) = waits(stage.variables) {
-                    return waits;
-                }
-                self.revoke_tokens(work, &project.id, Some(&stage.id))
-                    .await?;
-                self.delete(work, stage).await?;
-            }
-            None => {
-                if !owned(project.namespace.as_ref()) {
-                    return done;
-                }
-                if let Some(waits) = waits(project.variables) {
-                    return waits;
-                }
-                self.revoke_tokens(work, &project.id, None).await?;
-                for stage in &stages {
-                    self.delete(work, stage).await?;
-                }
-                storage::projects::delete_project(&mut work.db, &project.id).await?;
-                let detail = owner_text(project.namespace.as_ref());
-                let event = self.event(Action::ProjectDeleted, None, detail);
-                work.events.push(event);
-            }
-        }
-        done
     }
 }

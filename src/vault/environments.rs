@@ -2,8 +2,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::access_entries::access_grants;
 use super::cache::{Environment, STAGE_BYTES_MAX};
-use super::projects::access_grants;
 use super::variables::Target;
 use super::{Core, Unavailable, Vault};
 use crate::crypto::envelope::ValuePlace;

@@ -9,8 +9,8 @@ use kube::{Api, Resource, ResourceExt};
 use tokio::sync::watch;
 
 use super::{Context, ReconcileError, RequestError, key_of, timed};
+use crate::domain::causes::with_causes;
 use crate::domain::names::{Namespace, ObjectName};
-use crate::kubernetes::chain;
 use crate::kubernetes::resources::BarekeyStage;
 use crate::vault::declarations::StageOwner;
 
@@ -32,7 +32,7 @@ impl Context {
             tracing::warn!(
                 namespace,
                 name,
-                problem = chain(&error),
+                problem = with_causes(&error),
                 "the access of a deleted BarekeyStage was not ended yet"
             );
         }
@@ -120,7 +120,7 @@ pub(super) async fn sweep(
             && let Err(error) = context.sweep().await
         {
             tracing::warn!(
-                problem = chain(&error),
+                problem = with_causes(&error),
                 "the sweep of access is tried again"
             );
         }

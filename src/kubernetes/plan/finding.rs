@@ -30,7 +30,7 @@ pub enum Reason {
     ProjectNotReady,
     /// It is being deleted and holds variables.
     AwaitingConfirmation,
-    /// A name in the spec is none.
+    /// A name in the spec is none, or its access makes more entries than the vault takes.
     InvalidSpec,
     /// The vault's database cannot be used.
     StorageUnavailable,

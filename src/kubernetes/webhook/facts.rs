@@ -13,11 +13,12 @@ use kube::{Api, Client};
 use tokio::sync::{Semaphore, watch};
 
 use super::{Facts, Unanswered};
+use crate::domain::causes::with_causes;
 use crate::domain::names::{Namespace, ObjectName, StageId, VariableName};
 use crate::kubernetes::certificate::AuthorityCertificate;
 use crate::kubernetes::injection::{Authority, DeclaredStage, InjectionSettings};
 use crate::kubernetes::resources::BarekeyStage;
-use crate::kubernetes::{KubernetesSettings, chain, plan};
+use crate::kubernetes::{KubernetesSettings, plan};
 use crate::vault::Vault;
 
 /// How long the API server may take to show one BarekeyStage.
@@ -69,7 +70,7 @@ impl Facts for ClusterFacts {
             match tokio::time::timeout(LIVE_WAIT_MAX, asked).await {
                 Ok(Ok(stage)) => Ok(stage.as_ref().map(declared)),
                 Ok(Err(error)) => {
-                    tracing::warn!(error = %chain(&error), "cannot read a BarekeyStage");
+                    tracing::warn!(error = %with_causes(&error), "cannot read a BarekeyStage");
                     Err(Unanswered)
                 }
                 Err(_) => Err(Unanswered),
@@ -85,7 +86,7 @@ impl Facts for ClusterFacts {
             match self.vault.variable_names(stage).await {
                 Ok(names) => Ok(names.into_iter().flatten().collect()),
                 Err(error) => {
-                    tracing::warn!(error = %chain(&error), "cannot read the names of a stage");
+                    tracing::warn!(error = %with_causes(&error), "cannot read the names of a stage");
                     Err(Unanswered)
                 }
             }

@@ -1,0 +1,287 @@
+//! The flags of `admin`, and what its words say: when a token ends, which head was published.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use super::SettingsError;
+use super::vault::{VaultArguments, VaultSource};
+use crate::domain::access::Role;
+use crate::domain::names::{OrganizationSlug, ProjectSlug, StageSlug, TokenId};
+
+/// How the socket of `admin` is called where no flag says otherwise.
+const ADMIN_SOCKET: &str = "barekey-admin.sock";
+
+/// The flags of `admin`.
+#[derive(Debug, Args)]
+pub struct AdminArguments {
+    #[command(flatten)]
+    vault: VaultArguments,
+    /// The socket of the running server [default: barekey-admin.sock beside the SQLite file, or in the working directory].
+    #[arg(long, env = "BAREKEY_ADMIN_SOCKET", value_name = "PATH", global = true)]
+    admin_socket: Option<PathBuf>,
+    #[command(subcommand)]
+    command: AdminCommand,
+}
+
+/// What an administrator does.
+#[derive(Debug, Subcommand)]
+pub enum AdminCommand {
+    /// Make one organization and print its owner's token.
+    Bootstrap {
+        /// The organization's slug.
+        #[arg(long, value_name = "SLUG")]
+        organization: OrganizationSlug,
+    },
+    /// API tokens.
+    Token {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// The audit trail.
+    Audit {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: AuditCommand,
+    },
+}
+
+/// What is done with API tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token and print it.
+    Create {
+        /// The organization's slug.
+        #[arg(long, value_name = "SLUG")]
+        organization: OrganizationSlug,
+        /// What it may do: owner, admin, developer, operator, viewer or billing.
+        #[arg(long)]
+        role: Role,
+        /// What people call it.
+        #[arg(long, default_value = "token", value_parser = token_name)]
+        name: String,
+        /// The project that it is cut to.
+        #[arg(long, value_name = "SLUG")]
+        project: Option<ProjectSlug>,
+        /// The stage that it is cut to.
+        #[arg(long, value_name = "SLUG", requires = "project")]
+        stage: Option<StageSlug>,
+        /// When it ends: an instant such as 2027-01-31T12:00:00Z, or a time from now such as 30d or 12h. Absent: never.
+        #[arg(long, value_name = "WHEN")]
+        expires: Option<Expiry>,
+    },
+    /// Revoke a token; it is refused at once.
+    Revoke {
+        /// The organization's slug.
+        #[arg(long, value_name = "SLUG")]
+        organization: OrganizationSlug,
+        /// The token's id, as `token create` and the audit trail name it.
+        #[arg(value_name = "TOKEN_ID")]
+        token: TokenId,
+    },
+}
+
+/// A token's name: trimmed, 1 to 64 characters, none of them a control character.
+fn token_name(text: &str) -> Result<String, String> {
+    let name = text.trim();
+    if (1..=64).contains(&name.chars().count()) && !name.chars().any(char::is_control) {
+        Ok(name.to_owned())
+    } else {
+        Err("it must have 1 to 64 characters, without control characters".to_owned())
+    }
+}
+
+/// What is done with the audit trail.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Read every record and say which is altered, missing, reordered or cut off. Exit code 1 when the trail is not whole.
+    Verify {
+        /// A head that was published outside the database, as the log has it; may be repeated.
+        #[arg(long, value_name = "CHAIN:EPOCH:SEQUENCE:MAC")]
+        head: Vec<Head>,
+        /// A file with such heads, one a line.
+        #[arg(long, value_name = "PATH")]
+        heads_file: Option<PathBuf>,
+    },
+}
+
+/// The settings of `admin`, checked.
+#[derive(Debug)]
+pub struct AdminSettings {
+    /// Where the vault is, for when no server runs.
+    pub vault: VaultSource,
+    /// The socket of the running server.
+    pub socket: PathBuf,
+    /// What to do.
+    pub command: AdminCommand,
+}
+
+impl AdminArguments {
+    /// Checks what belongs together.
+    ///
+    /// # Errors
+    /// [`SettingsError`], which says what would pass.
+    pub fn check(self) -> Result<AdminSettings, SettingsError> {
+        let vault = self.vault.check()?;
+        Ok(AdminSettings {
+            socket: admin_socket(self.admin_socket, vault.sqlite_file.as_deref()),
+            vault,
+            command: self.command,
+        })
+    }
+}
+
+/// The socket that was given, or the one beside the SQLite file, or in the working directory.
+pub(super) fn admin_socket(given: Option<PathBuf>, sqlite_file: Option<&Path>) -> PathBuf {
+    match given {
+        Some(path) if !path.as_os_str().is_empty() => path,
+        _ => sqlite_file
+            .and_then(Path::parent)
+            .map_or_else(PathBuf::new, Path::to_path_buf)
+            .join(ADMIN_SOCKET),
+    }
+}
+
+/// When a token ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expiry {
+    /// At an instant, in milliseconds since 1970.
+    At(i64),
+    /// So long from now.
+    In(Duration),
+}
+
+impl Expiry {
+    /// The instant, in milliseconds since 1970.
+    pub fn instant_ms(self, now_ms: i64) -> i64 {
+        match self {
+            Self::At(instant_ms) => instant_ms,
+            Self::In(time) => {
+                now_ms.saturating_add(i64::try_from(time.as_millis()).unwrap_or(i64::MAX))
+            }
+        }
+    }
+}
+
+/// Why a text is not the end of a token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "it is neither an instant such as 2027-01-31T12:00:00Z nor a time from now such as 30d, 12h or 90m"
+)]
+pub struct ExpiryError;
+
+impl std::str::FromStr for Expiry {
+    type Err = ExpiryError;
+
+    fn from_str(text: &str) -> Result<Self, ExpiryError> {
+        for (unit, seconds) in [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)] {
+            if let Some(count) = text.strip_suffix(unit) {
+                let count: u64 = count.parse().map_err(|_| ExpiryError)?;
+                let seconds = count.checked_mul(seconds).ok_or(ExpiryError)?;
+                return Ok(Self::In(Duration::from_secs(seconds)));
+            }
+        }
+        let instant: jiff::Timestamp = text.parse().map_err(|_| ExpiryError)?;
+        Ok(Self::At(instant.as_millisecond()))
+    }
+}
+
+/// A published head of an audit chain: `CHAIN:EPOCH:SEQUENCE:MAC`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// The organization's id, or `installation`.
+    pub chain: String,
+    /// The epoch.
+    pub epoch: i64,
+    /// The sequence of the newest record.
+    pub sequence: i64,
+    /// Its MAC, in hex.
+    pub mac: String,
+}
+
+/// Why a text is not a head.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a head is CHAIN:EPOCH:SEQUENCE:MAC, as the log has it after `head=`")]
+pub struct HeadError;
+
+impl std::str::FromStr for Head {
+    type Err = HeadError;
+
+    fn from_str(text: &str) -> Result<Self, HeadError> {
+        let mut parts = text.trim().split(':');
+        let (Some(chain), Some(epoch), Some(sequence), Some(mac), None) = (
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+        ) else {
+            return Err(HeadError);
+        };
+        let head = Self {
+            chain: chain.to_owned(),
+            epoch: epoch.parse().map_err(|_| HeadError)?,
+            sequence: sequence.parse().map_err(|_| HeadError)?,
+            mac: mac.to_owned(),
+        };
+        let whole = !chain.is_empty() && mac.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if whole { Ok(head) } else { Err(HeadError) }
+    }
+}
+
+/// The heads that were given one by one and in a file. Empty lines count for nothing.
+///
+/// # Errors
+/// A file that cannot be read, or a line in it that is no head.
+pub fn heads(given: Vec<Head>, file: Option<&Path>) -> Result<Vec<Head>, SettingsError> {
+    let mut heads = given;
+    if let Some(path) = file {
+        let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        for (index, line) in text.lines().enumerate() {
+            if line.trim().is_empty() {
+                continue;
+            }
+            heads.push(line.parse().map_err(|source| SettingsError::HeadsFile {
+                path: path.to_owned(),
+                line: index + 1,
+                source,
+            })?);
+        }
+    }
+    Ok(heads)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_ends_at_an_instant_or_a_time_from_now() {
+        assert_eq!(
+            "30d".parse(),
+            Ok(Expiry::In(Duration::from_secs(30 * 86_400)))
+        );
+        assert_eq!(
+            "12h".parse::<Expiry>().unwrap().instant_ms(1_000),
+            43_201_000
+        );
+        assert_eq!("1970-01-01T00:00:01Z".parse(), Ok(Expiry::At(1_000)));
+        for bad in ["", "d", "-1d", "30", "30w", "tomorrow", "1970-01-01"] {
+            assert_eq!(bad.parse::<Expiry>(), Err(ExpiryError), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_has_four_parts() {
+        let head: Head = "org_1:1:42:00ff".parse().unwrap();
+        assert_eq!((head.epoch, head.sequence), (1, 42));
+        for bad in ["", "a:1:2", "a:1:2:zz", "a:x:2:00", ":1:2:00", "a:1:2:00:b"] {
+            assert!(bad.parse::<Head>().is_err(), "{bad:?}");
+        }
+    }
+}
