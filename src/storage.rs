@@ -22,6 +22,9 @@ pub(crate) enum Error {
     /// What the driver says.
     #[error("the database refused a statement")]
     Driver(#[source] sqlx::Error),
+    /// There is no connection: nothing was asked of the database.
+    #[error("the database cannot be reached")]
+    Unreachable(#[source] sqlx::Error),
     /// The database did not take a group in time.
     #[error("the database did not answer within {seconds} seconds")]
     TooSlow {
@@ -42,6 +45,15 @@ impl Error {
         /// Serialization failure, deadlock.
         const CONFLICTS: [&str; 2] = ["40001", "40P01"];
         self.has_code(&CONFLICTS)
+    }
+
+    /// Whether what was asked may have been done all the same: no answer came.
+    pub(crate) fn is_uncertain(&self) -> bool {
+        match self {
+            Self::Driver(error) => !matches!(error, sqlx::Error::Database(_)),
+            Self::TooSlow { .. } => true,
+            Self::Unreachable(_) | Self::Unexpected { .. } => false,
+        }
     }
 
     /// Whether the database gave a statement up because it took too long: whoever is in the way is in the way of the next

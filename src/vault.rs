@@ -7,6 +7,7 @@ mod access_entries;
 pub mod audit;
 pub mod authority;
 mod cache;
+mod counts;
 pub mod credentials;
 pub mod declarations;
 mod environments;
@@ -24,20 +25,14 @@ mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use crate::crypto::envelope::SealError;
 use crate::crypto::keys::{AuditKey, MasterKey, TokenKey};
-use crate::domain::access::Actor;
-use crate::domain::audit::{Action, AuditEvent, Origin, Outcome, Source};
 use crate::storage::{self, Connection, Database, Risk, sealed_keys::SealedKeyRow};
 use cache::Cache;
+use counts::Counts;
 use records::Chain;
 use writer::{Change, Queue, Verdict, Work};
-
-/// How often attempts without a known caller are written down.
-const UNKNOWN_CALLERS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Reads the time: milliseconds since 1970. Passed in, so that tests have a clock of their own.
 pub trait Clock: Send + Sync {
@@ -79,6 +74,15 @@ pub struct Unavailable {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
+impl Unavailable {
+    /// Whether a change may have been made all the same: the database was lost, or too slow, before it had answered.
+    pub fn is_uncertain(&self) -> bool {
+        self.source
+            .downcast_ref::<writer::GroupError>()
+            .is_some_and(writer::GroupError::is_uncertain)
+    }
+}
+
 /// The vault. Cheap to clone.
 #[derive(Clone)]
 pub struct Vault(Arc<Inner>);
@@ -87,7 +91,7 @@ struct Inner {
     core: Arc<Core>,
     queue: Queue,
     pod_identity: Option<Arc<dyn pods::PodIdentity>>,
-    unknown_callers: AtomicU64,
+    counts: Counts,
 }
 
 /// What the vault and its writer share.
@@ -202,26 +206,31 @@ impl Vault {
             queue: Queue::start(Arc::clone(&core)),
             core,
             pod_identity: settings.pod_identity,
-            unknown_callers: AtomicU64::new(0),
+            counts: Counts::default(),
         });
         let weak = Arc::downgrade(&inner);
         tokio::spawn(async move {
-            let mut minute = tokio::time::interval(UNKNOWN_CALLERS_INTERVAL);
+            let mut minute = tokio::time::interval(counts::INTERVAL);
             minute.tick().await;
             loop {
                 minute.tick().await;
                 let Some(inner) = weak.upgrade() else {
                     return;
                 };
-                Self(inner).record_unknown_callers().await;
+                Self(inner).record_counts().await;
             }
         });
         Ok(Self(inner))
     }
 
+    /// Ends when the writer has: from then on nothing is answered, and the process is to be started anew.
+    pub async fn closed(&self) {
+        self.0.queue.closed().await;
+    }
+
     /// Writes what is still queued and closes the database.
     pub async fn close(&self) {
-        self.record_unknown_callers().await;
+        self.record_counts().await;
         self.0.queue.close().await;
         self.core().database.close().await;
     }
@@ -246,36 +255,6 @@ impl Vault {
     /// A connection for reading.
     async fn reader(&self) -> Result<Connection, Unavailable> {
         Ok(self.core().database.reader().await?)
-    }
-
-    async fn record_unknown_callers(&self) {
-        let count = self.0.unknown_callers.swap(0, Ordering::Relaxed);
-        if count == 0 {
-            return;
-        }
-        let event = AuditEvent {
-            action: Action::UnknownCallers,
-            actor: Actor {
-                kind: "nobody",
-                id: String::new(),
-                name: String::new(),
-            },
-            project: None,
-            stage: None,
-            names: Vec::new(),
-            origin: Origin {
-                source: Source::Api,
-                ip: String::new(),
-                user_agent: String::new(),
-                request_id: String::new(),
-            },
-            outcome: Outcome::Refused,
-            detail: format!("count={count}"),
-        };
-        if self.record_event(Chain::Installation, event).await.is_err() {
-            // Counted again in the next minute; the writer has said why.
-            self.0.unknown_callers.fetch_add(count, Ordering::Relaxed);
-        }
     }
 }
 

@@ -66,6 +66,8 @@ pub enum Action {
     VariablesWritten,
     /// Values were read.
     VariablesRead,
+    /// Tokens' reads of `public` values, counted for a minute.
+    PublicRead,
     /// A read was refused to a known caller.
     ReadRefused,
     /// A change was refused to a known caller.
@@ -82,7 +84,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, in the order of the OpenAPI document.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::OrganizationCreated,
         Self::ProjectCreated,
         Self::ProjectChanged,
@@ -93,6 +95,7 @@ impl Action {
         Self::AccessChanged,
         Self::VariablesWritten,
         Self::VariablesRead,
+        Self::PublicRead,
         Self::ReadRefused,
         Self::WriteRefused,
         Self::TokenCreated,
@@ -114,6 +117,7 @@ impl Action {
             Self::AccessChanged => "access.changed",
             Self::VariablesWritten => "variables.written",
             Self::VariablesRead => "variables.read",
+            Self::PublicRead => "variables.read_public",
             Self::ReadRefused => "read.refused",
             Self::WriteRefused => "write.refused",
             Self::TokenCreated => "token.created",

@@ -36,13 +36,13 @@ const WRITER_STATEMENTS: usize = 256;
 const WRITER_LIMITS: [(&str, &str); 3] = [
     ("lock_timeout", "5s"),
     ("idle_in_transaction_session_timeout", "10s"),
-    ("statement_timeout", "30s"),
+    ("statement_timeout", "15s"),
 ];
 /// What PostgreSQL is told about readers.
 const READER_LIMITS: [(&str, &str); 1] = [("statement_timeout", "20s")];
 /// How long an answer of PostgreSQL is waited for: longer than it is told to take, so that only a server that cannot be
-/// reached is given up.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(35);
+/// reached is given up, and shorter than the writer gives a group.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(18);
 /// The same for readers.
 const READER_ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
 
@@ -301,7 +301,7 @@ impl Database {
                 readers.acquire().await.map(Connection::PostgresPooled)
             }
         }
-        .map_err(Error::Driver)
+        .map_err(Error::Unreachable)
     }
 
     /// A new connection for writing.
@@ -315,7 +315,7 @@ impl Database {
                 }
             }
         }
-        .map_err(Error::Driver)
+        .map_err(Error::Unreachable)
     }
 
     /// Closes the readers and lets go of the lock. The writing connection is closed before.
@@ -598,7 +598,7 @@ impl Connection {
         self.keep_member().await
     }
 
-    /// What a query adds to hold its rows until the transaction ends. SQLite has one writer anyway.
+    /// Whether the database is a server's.
     fn is_postgres(&self) -> bool {
         matches!(self, Self::Postgres(_) | Self::PostgresPooled(_))
     }

@@ -136,6 +136,10 @@ impl Vault {
         let mut refused: Vec<Unverified> = Vec::new();
         let mut refused_count = 0_usize;
         let mut after_gap = false;
+        let mut published_at: HashMap<i64, Vec<&AuditHead>> = HashMap::new();
+        for head in published {
+            published_at.entry(head.sequence).or_default().push(head);
+        }
         loop {
             let records = storage::audit::records_after(db, chain, sequence).await?;
             if records.is_empty() {
@@ -168,8 +172,8 @@ impl Vault {
                 }
                 // Behind a gap nothing is known of the MAC before; the record itself is the next one's.
                 after_gap = false;
-                for head in published {
-                    if head.sequence == record.sequence && head.mac != derive_hex(&record.mac) {
+                for head in published_at.get(&record.sequence).into_iter().flatten() {
+                    if head.mac != derive_hex(&record.mac) {
                         report.findings.push(format!(
                             "chain {chain}: record {} is not the one that was published",
                             record.sequence

@@ -163,11 +163,15 @@ impl Cache {
         if self.generation() != generation {
             return;
         }
-        held.by_stage
-            .insert(environment.stage.id.clone(), key.clone());
+        let id = environment.stage.id.clone();
+        held.by_stage.insert(id.clone(), key.clone());
         let slot = self.slot(environment, bytes);
         if let Some(old) = held.environments.insert(key, slot) {
             held.bytes = held.bytes.saturating_sub(old.bytes);
+            if old.value.stage.id != id {
+                // Another replica deleted the stage, and made one of the same slug.
+                held.by_stage.remove(&old.value.stage.id);
+            }
         }
         held.bytes += bytes;
         held.evict();

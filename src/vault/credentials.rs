@@ -356,11 +356,6 @@ impl Vault {
         core.cache.hold_token(generation, Arc::clone(&token));
         Ok(token)
     }
-
-    /// Counts an attempt without a known caller; written to the audit trail once a minute.
-    pub fn count_unknown_caller(&self) {
-        self.0.unknown_callers.fetch_add(1, Ordering::Relaxed);
-    }
 }
 
 struct CreateToken {

@@ -17,6 +17,7 @@ use crate::domain::access::{
 };
 use crate::domain::audit::{Action, AuditEvent, Origin, Outcome};
 use crate::domain::names::{ProjectSlug, StageSlug, VariableName};
+use crate::domain::variable::Visibility;
 use crate::storage::variables::VariableRow;
 use crate::storage::{self, Batch, Connection};
 
@@ -57,8 +58,10 @@ struct Request<'a> {
 /// What a read comes to, before it is recorded.
 struct Judged {
     /// What is to be recorded before the answer leaves; `None` where nothing is: a variable that is not there, or of
-    /// another type.
+    /// another type, and `public` values alone.
     event: Option<AuditEvent>,
+    /// How many `public` values are in the answer; they are counted.
+    public: u64,
     answer: Result<Vec<Opened>, ReadError>,
 }
 
@@ -66,6 +69,7 @@ impl Judged {
     fn recorded(event: AuditEvent, answer: Result<Vec<Opened>, ReadError>) -> Self {
         Self {
             event: Some(event),
+            public: 0,
             answer,
         }
     }
@@ -73,6 +77,7 @@ impl Judged {
     fn unrecorded(error: ReadError) -> Self {
         Self {
             event: None,
+            public: 0,
             answer: Err(error),
         }
     }
@@ -136,14 +141,21 @@ impl Request<'_> {
                 }
             }
         }
-        let names = opened.iter().map(|one| one.name.to_string()).collect();
-        let event = self.event(
-            Action::VariablesRead,
-            names,
-            Outcome::Allowed,
-            String::new(),
-        );
-        Judged::recorded(event, Ok(opened))
+        let names: Vec<_> = opened
+            .iter()
+            .filter(|one| one.visibility == Visibility::Private)
+            .map(|one| one.name.to_string())
+            .collect();
+        let public = opened.len() - names.len();
+        let event = (public == 0 || !names.is_empty()).then(|| {
+            let detail = String::new();
+            self.event(Action::VariablesRead, names, Outcome::Allowed, detail)
+        });
+        Judged {
+            event,
+            public: u64::try_from(public).unwrap_or(u64::MAX),
+            answer: Ok(opened),
+        }
     }
 
     fn event(
@@ -342,7 +354,10 @@ impl Vault {
             request_key: request_key.map(str::to_owned),
         };
         match self.0.queue.change(inside).await? {
-            Some(answer) => answer,
+            Some((answer, public)) => {
+                self.count_public_reads(&request, public);
+                answer
+            }
             None => Err(self.no_environment(&request).await?),
         }
     }
@@ -367,8 +382,12 @@ impl Vault {
                 .await
                 .map_err(Unavailable::from)?
         };
-        let Judged { event, answer } = request.judge(core, &environment, &fetched);
-        let Some(event) = event else {
+        let Judged {
+            event,
+            public,
+            answer,
+        } = request.judge(core, &environment, &fetched);
+        if event.is_none() && answer.is_err() {
             if from_memory && core.database.is_shared() {
                 // Another replica may have written it since.
                 core.cache.forget_stage(&environment.facts.stage);
@@ -379,9 +398,10 @@ impl Vault {
                 return Err(self.refuse(request, refusal).await?);
             }
             return Ok(Some(answer));
-        };
+        }
+        let chain = || Chain::Organization(token.organization.clone());
         let recording = Recording {
-            events: vec![(Chain::Organization(token.organization.clone()), event)],
+            events: event.into_iter().map(|event| (chain(), event)).collect(),
             relied: Relied {
                 stages: vec![(environment.facts.stage.clone(), environment.stage.epoch)],
                 token: Some((token.token.clone(), token.epoch)),
@@ -390,7 +410,10 @@ impl Vault {
             usage: request.usage(&answer),
         };
         match self.0.queue.record(recording).await? {
-            Recorded::Durable => Ok(Some(answer)),
+            Recorded::Durable => {
+                self.count_public_reads(request, public);
+                Ok(Some(answer))
+            }
             Recorded::StageChanged => {
                 core.cache.forget_stage(&environment.facts.stage);
                 Ok(None)
@@ -399,6 +422,16 @@ impl Vault {
                 core.cache.forget_token_id(&token.token);
                 Err(self.refuse(request, Refusal::CredentialEnded).await?)
             }
+        }
+    }
+
+    fn count_public_reads(&self, request: &Request<'_>, count: u64) {
+        if count > 0 {
+            let organization = request.token.organization.clone();
+            let (project, stage) = (&request.target.project, &request.target.stage);
+            self.0
+                .counts
+                .add_public_reads((organization, project.clone(), stage.clone()), count);
         }
     }
 
@@ -541,8 +574,8 @@ struct ReadInGroup {
 }
 
 impl Change for ReadInGroup {
-    /// `None` when there is no such stage.
-    type Answer = Option<Result<Vec<Opened>, ReadError>>;
+    /// With how many of the values are `public`. `None` when there is no such stage.
+    type Answer = Option<(Result<Vec<Opened>, ReadError>, u64)>;
 
     fn chain(&self) -> Chain {
         Chain::Organization(self.token.organization.clone())
@@ -572,17 +605,21 @@ impl Change for ReadInGroup {
         let token_held = epochs
             .first()
             .is_some_and(|(_, epoch)| *epoch == self.token.epoch);
-        let Judged { event, answer } = if token_held {
+        let Judged {
+            event,
+            public,
+            answer,
+        } = if token_held {
             let environment = load_environment(&mut work.db, stage).await?;
             let fetched = request.fetch(&mut work.db, &environment).await?;
             request.judge(&self.core, &environment, &fetched)
         } else {
             request.refused(Refusal::CredentialEnded)
         };
-        let Some(event) = event else {
-            return Ok(Verdict::TakeBack(Some(answer)));
-        };
-        work.events.push((self.chain(), event));
+        if event.is_none() && answer.is_err() {
+            return Ok(Verdict::TakeBack(Some((answer, public))));
+        }
+        work.events.extend(event.map(|event| (self.chain(), event)));
         let now = work.now_ms;
         if let Some(usage) = request.usage(&answer) {
             let mut batch = Batch::default();
@@ -590,7 +627,7 @@ impl Change for ReadInGroup {
             storage::credentials::touch_token(&mut batch, organization, &self.token.token, now);
             work.db.run_batch(batch).await?;
         }
-        Ok(Verdict::Keep(Some(answer)))
+        Ok(Verdict::Keep(Some((answer, public))))
     }
 }
 

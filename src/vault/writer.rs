@@ -1,9 +1,10 @@
 //! The one task that writes: changes and the records of reads, in groups.
 //!
 //! A group is one transaction. Each change is a member that may be taken back alone, so that one that fails leaves the
-//! others whole. Whoever asked is answered when the group is durable, never before. The heads of the chains that a group
-//! touches are locked first and in order, which is what keeps two replicas on one database from overtaking each other: a
-//! change of a stage locks the head of its organization's chain, and so does a read of it.
+//! others whole. Whoever asked is answered when the group is durable, never before. The heads of the chains that the reads
+//! and changes of a group name are locked first and in order, which is what keeps two replicas on one database from
+//! overtaking each other: a change of a stage locks the head of its organization's chain, and so does a read of it. A change
+//! that comes to record in a further chain (an organization that it makes) locks that one after them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
@@ -40,6 +41,13 @@ const GROUP_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("the group that held this was not written")]
 pub(crate) struct GroupError(#[source] Arc<storage::Error>);
+
+impl GroupError {
+    /// Whether the group may be durable all the same.
+    pub(crate) fn is_uncertain(&self) -> bool {
+        self.0.is_uncertain()
+    }
+}
 
 impl From<GroupError> for Unavailable {
     fn from(error: GroupError) -> Self {
@@ -84,7 +92,7 @@ pub(crate) struct Relied {
 pub(crate) struct Usage {
     /// Whose.
     pub(crate) organization: OrganizationId,
-    /// Which route, as request keys have it.
+    /// What kind of read, as request keys have it.
     pub(crate) scope: &'static str,
     /// How many units.
     pub(crate) units: i64,
@@ -244,6 +252,11 @@ impl Queue {
             .await
             .map_err(|_| Closed)?;
         Ok(answer.await.map_err(|_| Closed)??)
+    }
+
+    /// Ends when the writer has.
+    pub(crate) async fn closed(&self) {
+        self.0.closed().await;
     }
 
     /// Lets the writer do what is queued, and ends it.
@@ -492,7 +505,10 @@ impl Writer {
                 work.db.keep_member().await?;
                 changed = true;
             } else {
-                work.db.take_member_back().await?;
+                if let Err(error) = work.db.take_member_back().await {
+                    // The database took the whole group back by itself: what the change met says why.
+                    return Err(ended.err().unwrap_or(error));
+                }
                 work.changed_stages.truncate(stages);
                 work.changed_tokens.truncate(tokens);
             }

@@ -35,11 +35,12 @@ impl Vault {
         target: &Target,
         write: Write,
     ) -> Result<Written, WriteError> {
+        let names: Vec<VariableName> = write.names().cloned().collect();
         let checked = organization_of(caller, target.organization.as_ref());
         let token = match checked {
             Ok(token) => token.clone(),
             Err(refusal) => {
-                self.record_refused_write(caller, origin, target, &write, &refusal)
+                self.record_refused_write(caller, origin, target, &names, &refusal)
                     .await?;
                 return Err(refusal.into());
             }
@@ -52,10 +53,9 @@ impl Vault {
             target: target.clone(),
             write,
         };
-        let (answer, write) = match change.problem() {
+        let answer = match change.problem() {
             // Whether the caller may write comes before whether the request is right.
             Some(problem) => {
-                let write = change.write;
                 let mut db = self.reader().await?;
                 let stage = storage::projects::stage_by_slugs(
                     &mut db,
@@ -78,12 +78,12 @@ impl Vault {
                     },
                 };
                 if let Err(WriteError::Refused(refusal)) = &answer {
-                    self.record_refused_write(caller, origin, target, &write, refusal)
+                    self.record_refused_write(caller, origin, target, &names, refusal)
                         .await?;
                 }
-                (answer, Some(write))
+                answer
             }
-            None => (self.0.queue.change(change).await?, None),
+            None => self.0.queue.change(change).await?,
         };
         if let Err(WriteError::NoEnvironment { .. }) = &answer {
             let refusal = match self.ended(&token).await? {
@@ -91,13 +91,7 @@ impl Vault {
                 None => refusal_for_absent(self, &token, target, StageAct::Write).await?,
             };
             if let Some(refusal) = refusal {
-                let nothing = Write {
-                    mode: WriteMode::Upsert,
-                    entries: Vec::new(),
-                    deletes: Vec::new(),
-                };
-                let write = write.as_ref().unwrap_or(&nothing);
-                self.record_refused_write(caller, origin, target, write, &refusal)
+                self.record_refused_write(caller, origin, target, &names, &refusal)
                     .await?;
                 return Err(refusal.into());
             }
@@ -110,10 +104,10 @@ impl Vault {
         caller: &Caller,
         origin: &Origin,
         target: &Target,
-        write: &Write,
+        names: &[VariableName],
         refusal: &Refusal,
     ) -> Result<(), Unavailable> {
-        let (names, detail) = refused_names(write.names(), refusal);
+        let (names, detail) = refused_names(names.iter(), refusal);
         let event = stage_event(
             Action::WriteRefused,
             caller.actor(),
