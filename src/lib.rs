@@ -17,13 +17,15 @@
 //! | `agent` | `barekey run -- PROGRAM`: fetch, become the program | domain, client, crypto |
 //! | `settings`, `telemetry` | the operator's flags; logs and metrics | domain; – |
 //!
-//! `tests/tidy.rs` holds this table.
+//! `tests/tidy.rs` holds this table; the programs, in `src/bin`, join the parts and may name them all. `kubernetes::injection`,
+//! `kubernetes::plan` and `kubernetes::resources` have rows of their own there: they decide, and may not name what acts.
 //!
 //! # What is never there
 //!
-//! - `domain` does no I/O and reads no clock.
+//! - `domain`, `kubernetes::injection` and `kubernetes::plan` do no I/O, read no clock and have no randomness.
 //! - `storage` never sees a [`domain::plaintext::Plaintext`]; `crypto` never sees a row.
-//! - Nothing but `api` and `kubernetes::webhook` knows an HTTP status.
+//! - Nothing but `api` and `kubernetes::webhook` chooses an HTTP status; `client`, and `cli` for its advice, read the number of
+//!   an answer, as `kubernetes` reads that of the API server.
 //! - The agent links neither the database nor the Kubernetes client.
 //! - No plaintext is in a log, an error, an event, a status, a metric or an admission patch.
 

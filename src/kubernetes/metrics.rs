@@ -108,9 +108,10 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers everything under the prefix that `registry` has.
+    /// Makes the counters and puts them into `registry`, as `barekey_…`.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
+        let registry = registry.sub_registry_with_prefix("barekey");
         registry.register(
             "reconciles",
             "Reconciles of custom resources, by kind and outcome",
@@ -142,5 +143,33 @@ impl Metrics {
             metrics.certificate_expires_seconds.clone(),
         );
         metrics
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_begins_as_ours_do() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let labels = ReconcileLabels {
+            kind: Kind::Stage,
+            outcome: ReconcileOutcome::Found(Reason::NotOwned),
+        };
+        metrics.reconciles.get_or_create(&labels).inc();
+        metrics.leads.set(1);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "barekey_reconciles_total{kind=\"Stage\",outcome=\"NotOwned\"} 1",
+            "barekey_leads 1",
+        ] {
+            assert!(text.lines().any(|told| told == line), "{text}");
+        }
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            assert!(line.starts_with("barekey_"), "{line}");
+        }
     }
 }

@@ -55,7 +55,7 @@ build() {
 }
 
 build_programs() { # FOLDER
-  echo "building Kubernetes $(pinned k8s.io/kubernetes): about ten minutes on two cores"
+  echo "building Kubernetes $(pinned k8s.io/kubernetes): about 15 minutes on two cores"
   (
     cd "$HERE" || exit
     unset GOOS GOARCH

@@ -119,13 +119,34 @@ fn misplaced_words(source: &Source) -> Vec<Finding> {
                 found.push(Finding::at(&source.path, line, format!("{word}: {why}")));
             }
         }
-        for (holder, forbidden, why) in FORBIDDEN_IN {
-            if word == *forbidden && within(&module, holder) {
-                found.push(Finding::at(&source.path, line, format!("{word}: {why}")));
+        if let Some(why) = forbidden(&module, &word) {
+            found.push(Finding::at(&source.path, line, format!("{word}: {why}")));
+        }
+    }
+    for named in paths(&code) {
+        let ends = 2..=named.parts.len();
+        let ways = ends.flat_map(|end| (0..end - 1).map(move |start| (start, end)));
+        for (start, end) in ways {
+            let way = named.parts[start..end].join("::");
+            if let Some(why) = forbidden(&module, &way) {
+                found.push(Finding::at(
+                    &source.path,
+                    named.line,
+                    format!("{way}: {why}"),
+                ));
             }
         }
     }
     found
+}
+
+/// Why `module` may not name `text`, a word or a part of a path.
+fn forbidden(module: &[String], text: &str) -> Option<&'static str> {
+    FORBIDDEN_IN
+        .iter()
+        .filter(|(holders, ..)| holders.iter().any(|holder| within(module, holder)))
+        .find(|(_, forbidden, _)| forbidden.contains(&text))
+        .map(|(.., why)| *why)
 }
 
 /// Rows of the map in `lib.rs` that say something else than [`ARROWS`].
@@ -305,9 +326,60 @@ fn a_plaintext_in_storage_is_found() {
 }
 
 #[test]
-fn a_status_code_in_the_vault_is_found() {
-    let source = planted("src/vault.rs", "fn f() -> http::StatusCode { 1 }\n");
-    assert_eq!(misplaced_words(&source).len(), 1);
+fn a_status_code_where_nothing_answers_over_http_is_found() {
+    let text = "fn f() -> http::StatusCode { 1 }\n";
+    for path in [
+        "src/vault.rs",
+        "src/admin.rs",
+        "src/client.rs",
+        "src/cli.rs",
+        "src/bin/barekey-operator.rs",
+        "src/kubernetes/controller.rs",
+    ] {
+        assert_eq!(misplaced_words(&planted(path, text)).len(), 1, "{path}");
+    }
+    for path in ["src/api/error.rs", "src/kubernetes/webhook/review.rs"] {
+        assert_eq!(misplaced_words(&planted(path, text)).len(), 0, "{path}");
+    }
+}
+
+#[test]
+fn what_acts_reads_a_clock_or_guesses_is_found_where_all_is_pure() {
+    let text = concat!(
+        "use std::{fmt, fs};\nuse std::net::{IpAddr, TcpStream};\nuse kube::{Api, Resource};\n",
+        "fn f() -> Option<Instant> { std::env::var(\"A\"); std::process::id(); tokio::spawn(g); None }\n",
+        "fn g() { jiff::Zoned::now(); Timestamp::now(); getrandom(&mut a); Uuid::new_v4(); }\n",
+        "use kube::runtime::watcher;\nuse kube::client;\n",
+    );
+    for path in [
+        "src/domain/names.rs",
+        "src/kubernetes/injection.rs",
+        "src/kubernetes/plan/finding.rs",
+    ] {
+        let mut found = problems(&misplaced_words(&planted(path, text)));
+        found.sort();
+        assert_eq!(
+            found,
+            [
+                "1: std::fs: what is pure does no I/O",
+                "2: TcpStream: what is pure does no I/O",
+                "3: kube::Api: what is pure asks no API server",
+                "4: Instant: what is pure reads no clock",
+                "4: std::env: what is pure does no I/O",
+                "4: std::process: what is pure does no I/O",
+                "4: tokio: what is pure does no I/O",
+                "5: Timestamp::now: what is pure reads no clock",
+                "5: Zoned::now: what is pure reads no clock",
+                "5: getrandom: what is pure has no randomness",
+                "5: new_v4: what is pure has no randomness",
+                "6: kube::runtime: what is pure asks no API server",
+                "7: kube::client: what is pure asks no API server",
+            ],
+            "{path}"
+        );
+    }
+    let elsewhere = planted("src/kubernetes/controller.rs", text);
+    assert_eq!(problems(&misplaced_words(&elsewhere)), [""; 0]);
 }
 
 #[test]

@@ -1,9 +1,15 @@
 //! Which certificates verify, under which names, for how long.
 
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use tempfile::TempDir;
+use tokio_rustls::TlsAcceptor;
+
 use super::leaf::{LEAF_LASTS_MS, make_authority};
 use super::*;
+use crate::crypto::keys::MasterKey;
 use crate::kubernetes::{AgentDelivery, AgentDeliverySettings};
-use tokio_rustls::TlsAcceptor;
+use crate::vault::VaultSettings;
 
 const NOW_MS: i64 = 1_795_000_000_000;
 
@@ -38,12 +44,17 @@ fn now_ms() -> i64 {
 
 /// A listener that serves one leaf, and its address.
 async fn serve(leaf: Leaf) -> SocketAddr {
+    serve_resolved(Arc::new(CurrentLeaf(ArcSwap::new(leaf.key)))).await
+}
+
+/// A listener that serves what `resolver` gives, and its address.
+async fn serve_resolved(resolver: Arc<dyn ResolvesServerCert>) -> SocketAddr {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(CurrentLeaf(ArcSwap::new(leaf.key))));
+        .with_cert_resolver(resolver);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -120,6 +131,78 @@ fn a_leaf_lasts_a_day_and_is_renewed_at_two_thirds_of_it() {
     let leaf = make_leaf(&authority, &leaf_names(&settings()).unwrap(), NOW_MS).unwrap();
     assert_eq!(leaf.ends_at_ms, NOW_MS + 24 * 3600 * 1000);
     assert_eq!(leaf.renew_at_ms, NOW_MS + 16 * 3600 * 1000);
+}
+
+/// A clock that stands still until it is moved.
+struct StillClock(AtomicI64);
+
+impl Clock for StillClock {
+    fn now_ms(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The leaf that a listener shows to a client which trusts one authority alone, and which it verifies against it.
+async fn shown(listener: SocketAddr, authority: &AuthorityCertificate) -> Vec<u8> {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from(authority.der.clone()))
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = TcpStream::connect(listener).await.unwrap();
+    let name = ServerName::try_from(settings().server_name()).unwrap();
+    let connected = TlsConnector::from(Arc::new(config)).connect(name, stream);
+    let connection = connected.await.unwrap();
+    connection.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+}
+
+#[tokio::test]
+async fn at_two_thirds_of_its_life_and_not_before_a_leaf_gives_way_to_another_of_the_same_authority()
+ {
+    let two_thirds_ms = LEAF_LASTS_MS / 3 * 2;
+    // A client goes by the machine's clock, to which both leaves have begun and none has ended.
+    let started_ms = now_ms() - two_thirds_ms;
+    let clock = Arc::new(StillClock(AtomicI64::new(started_ms)));
+    let folder = TempDir::new().unwrap();
+    let vault = VaultSettings {
+        database: format!("sqlite:{}", folder.path().join("barekey.db").display()),
+        master_key: MasterKey::from_file_content(&[7; 32]).unwrap(),
+        accepted_risks: Vec::new(),
+        value_bytes_max: 1024,
+        pod_identity: None,
+    };
+    let vault = Vault::open(vault, clock.clone()).await.unwrap();
+    let opened = Certificates::open(vault.clone(), &settings(), clock.clone()).await;
+    let mut certificates = opened.unwrap();
+    let metrics = Metrics::default();
+    let authority = certificates.authority().clone();
+    let listener = serve_resolved(certificates.resolver()).await;
+    let first = shown(listener, &authority).await;
+
+    clock
+        .0
+        .store(started_ms + two_thirds_ms - 1, Ordering::Relaxed);
+    certificates.renew(&metrics).await;
+    assert_eq!(shown(listener, &authority).await, first);
+    let ends = metrics.certificate_expires_seconds.get();
+    assert_eq!(ends, (started_ms + LEAF_LASTS_MS) / 1000);
+
+    clock.0.store(started_ms + two_thirds_ms, Ordering::Relaxed);
+    certificates.renew(&metrics).await;
+    let second = shown(listener, &authority).await;
+    assert_ne!(second, first);
+    let ends = metrics.certificate_expires_seconds.get();
+    assert_eq!(ends, (started_ms + two_thirds_ms + LEAF_LASTS_MS) / 1000);
+
+    // And no third one at the next look.
+    certificates.renew(&metrics).await;
+    assert_eq!(shown(listener, &authority).await, second);
+    vault.close().await;
 }
 
 #[test]
