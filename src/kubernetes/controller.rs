@@ -5,9 +5,10 @@
 //!
 //! # Access ends with its resource
 //!
-//! A BarekeyStage under `Retain` has no finalizer, so its end is seen as an event, and by a sweep that compares the vault's
-//! entries with a complete list of what exists: after each change of leadership, and regularly. Ending and declaring exclude
-//! each other, so that a stage that is deleted and applied again at once keeps what the new one says.
+//! A BarekeyStage under `Retain` has no finalizer, so its end is seen as an event, on a watch of its own: the runtime's watch
+//! tells nothing of what goes. Where that event is missed, its end is seen at the next look at it, and by a sweep that compares
+//! the vault's entries with a complete list of what exists: after each change of leadership, and regularly. Ending and
+//! declaring exclude each other, so that a stage that is deleted and applied again at once keeps what the new one says.
 
 mod access;
 mod telling;
@@ -215,6 +216,7 @@ impl Controller {
                 let gone = Arc::clone(&gone);
                 async move {
                     match result {
+                        // Its event was missed, or is still being worked on.
                         Err(ControllerError::ObjectNotFound(stage)) => {
                             let namespace = stage.namespace.as_deref().unwrap_or_default();
                             gone.ended(namespace, &stage.name).await;
@@ -227,6 +229,7 @@ impl Controller {
         tokio::join!(
             projects,
             stages,
+            access::follow_ends(Arc::clone(&context), shutdown.clone()),
             access::sweep(context, self.leads, shutdown)
         );
     }

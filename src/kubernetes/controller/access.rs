@@ -4,11 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{Stream, StreamExt};
 use kube::api::ListParams;
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::Event;
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource, ResourceExt};
 use tokio::sync::watch;
 
-use super::{Context, ReconcileError, RequestError, key_of, timed};
+use super::{Context, ReconcileError, RequestError, down, key_of, timed};
 use crate::domain::causes::with_causes;
 use crate::domain::names::{Namespace, ObjectName};
 use crate::kubernetes::resources::BarekeyStage;
@@ -20,7 +24,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 const PAGE: u32 = 500;
 
 impl Context {
-    /// A BarekeyStage is gone, as far as the watch knows.
+    /// A BarekeyStage is gone, as far as a watch knows.
     pub(super) async fn ended(&self, namespace: &str, name: &str) {
         self.paces()
             .remove(&key_of(&BarekeyStage::kind(&()), namespace, name));
@@ -109,6 +113,37 @@ fn stale(
         .collect()
 }
 
+/// Ends the access of each BarekeyStage as it goes, until `shutdown`.
+pub(super) async fn follow_ends(context: Arc<Context>, shutdown: watch::Receiver<bool>) {
+    let stages: Api<PartialObjectMeta<BarekeyStage>> = Api::all(context.client.clone());
+    let events = watcher(stages, watcher::Config::default()).default_backoff();
+    ends(events)
+        .take_until(down(shutdown))
+        .for_each(|(namespace, name)| {
+            let context = Arc::clone(&context);
+            async move { context.ended(&namespace, &name).await }
+        })
+        .await;
+}
+
+/// Namespace and name of every object that a watch tells the end of.
+fn ends<K: Resource>(
+    events: impl Stream<Item = watcher::Result<Event<K>>>,
+) -> impl Stream<Item = (String, String)> {
+    events.filter_map(|event| {
+        std::future::ready(match event {
+            Ok(Event::Delete(object)) => {
+                Some((object.namespace().unwrap_or_default(), object.name_any()))
+            }
+            Ok(Event::Apply(_) | Event::Init | Event::InitApply(_) | Event::InitDone) => None,
+            Err(error) => {
+                tracing::warn!(problem = with_causes(&error), "a watch is begun again");
+                None
+            }
+        })
+    })
+}
+
 /// Sweeps when this replica becomes the leader, and regularly while it is.
 pub(super) async fn sweep(
     context: Arc<Context>,
@@ -134,7 +169,33 @@ pub(super) async fn sweep(
 
 #[cfg(test)]
 mod tests {
+    use kube::core::{ObjectMeta, PartialObjectMetaExt};
+
     use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_a_resource_is_followed_and_a_watch_that_fails_is_outlived() {
+        let stage = |name: &str| {
+            let metadata = ObjectMeta {
+                namespace: Some("shop".to_owned()),
+                name: Some(name.to_owned()),
+                ..ObjectMeta::default()
+            };
+            metadata.into_response_partial::<BarekeyStage>()
+        };
+        let events = [
+            Ok(Event::Init),
+            Ok(Event::InitApply(stage("stays"))),
+            Ok(Event::InitDone),
+            Ok(Event::Delete(stage("first"))),
+            Err(watcher::Error::NoResourceVersion),
+            Ok(Event::Apply(stage("stays"))),
+            Ok(Event::Delete(stage("second"))),
+        ];
+        let ended: Vec<_> = ends(futures::stream::iter(events)).collect().await;
+        let of_shop = |name: &str| ("shop".to_owned(), name.to_owned());
+        assert_eq!(ended, [of_shop("first"), of_shop("second")]);
+    }
 
     #[test]
     fn access_of_a_resource_that_does_not_exist_is_stale_and_no_other() {

@@ -21,7 +21,8 @@ use crate::kubernetes::plan::{FinalizerChange, Finding, Outlook, Reason};
 use crate::kubernetes::resources::FINALIZER;
 
 /// How long after its last look a resource that is ready is looked at again: its revision and its number of variables change
-/// without any event in the cluster.
+/// without any event in the cluster. It bounds, too, how long a stage whose end no watch told of keeps its access: a look at
+/// what is gone ends it. Raise it, and only the sweep is left of that.
 const RESYNC: Duration = Duration::from_secs(20);
 /// How long after its last look a resource that waits for something is looked at again.
 const WAITING_LOOK: Duration = Duration::from_secs(4);
