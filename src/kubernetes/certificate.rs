@@ -148,7 +148,14 @@ impl Certificates {
                 Trust::Unknown | Trust::Broken(_) => false,
             };
             if ready && !*self.ready.borrow() {
-                tracing::info!(ca = self.authority.id, "the serving certificate is trusted");
+                if trust == Trust::Verified {
+                    tracing::info!(ca = self.authority.id, "the serving certificate is trusted");
+                } else {
+                    tracing::info!(
+                        configuration = self.configuration,
+                        "there is no webhook configuration: the serving certificate was not tried"
+                    );
+                }
                 self.ready.send_replace(true);
             }
             self.tell(&events, &last, &trust).await;
