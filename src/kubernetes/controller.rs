@@ -29,11 +29,11 @@ use tokio::time::Instant;
 
 use crate::domain::causes::with_causes;
 use crate::domain::names::{NameError, Namespace, ObjectName};
-use crate::kubernetes::KubernetesSettings;
 use crate::kubernetes::events::Events;
 use crate::kubernetes::metrics::{Kind, Metrics, ReconcileLabels, ReconcileOutcome};
 use crate::kubernetes::plan::{self, Answer, Finding, ProjectPlan, StagePath, StagePlan};
 use crate::kubernetes::resources::{BarekeyProject, BarekeyStage};
+use crate::kubernetes::{KubernetesSettings, RequestError, timed};
 use crate::vault::declarations::{DeclareError, Deletion};
 use crate::vault::{Clock, Unavailable, Vault};
 
@@ -87,17 +87,6 @@ pub enum ReconcileError {
     /// The database.
     #[error("the vault was not told")]
     Vault(#[from] Unavailable),
-}
-
-/// Why a request to the API server came to nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum RequestError {
-    /// It was refused, or the API server is away.
-    #[error("the API server refused or is away")]
-    Api(#[from] kube::Error),
-    /// No answer.
-    #[error("no answer within {} s", TIMEOUT.as_secs())]
-    Timeout(#[from] tokio::time::error::Elapsed),
 }
 
 /// Watches both kinds and acts while this replica leads.
@@ -535,19 +524,13 @@ impl Context {
             return Ok(stored);
         }
         let api: Api<BarekeyProject> = Api::namespaced(self.client.clone(), namespace.as_str());
-        let live = timed(api.get_opt(name)).await;
+        let live = timed(TIMEOUT, api.get_opt(name)).await;
         live.map(|project| project.map(Arc::new))
             .map_err(|source| ReconcileError::ReadProject {
                 name: name.to_owned(),
                 source,
             })
     }
-}
-
-async fn timed<T>(
-    request: impl Future<Output = Result<T, kube::Error>>,
-) -> Result<T, RequestError> {
-    Ok(tokio::time::timeout(TIMEOUT, request).await??)
 }
 
 fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {

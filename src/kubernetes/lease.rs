@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::domain::causes::with_causes;
 use crate::kubernetes::metrics::Metrics;
-use crate::kubernetes::{AUDIT_HEADS_ANNOTATION, KubernetesSettings};
+use crate::kubernetes::{AUDIT_HEADS_ANNOTATION, KubernetesSettings, RequestError, timed};
 use crate::vault::audit::AuditHead;
 use crate::vault::{Clock, Vault};
 
@@ -47,11 +47,9 @@ const HEADS_BYTES_MAX: usize = 200 * 1024;
 #[derive(Debug, thiserror::Error)]
 enum LeaseError {
     #[error("cannot read the Lease {name}")]
-    Read { name: String, source: kube::Error },
+    Read { name: String, source: RequestError },
     #[error("cannot write the Lease {name}")]
-    Write { name: String, source: kube::Error },
-    #[error("the API server did not answer within {} s", TIMEOUT.as_secs())]
-    Timeout,
+    Write { name: String, source: RequestError },
     #[error("the Lease was not renewed within {} s", RENEW_WITHIN.as_secs())]
     NotRenewed,
 }
@@ -248,9 +246,8 @@ impl Candidate {
     }
 
     async fn read(&self) -> Result<Lease, LeaseError> {
-        tokio::time::timeout(TIMEOUT, self.api.get(&self.name))
+        timed(TIMEOUT, self.api.get(&self.name))
             .await
-            .map_err(|_| LeaseError::Timeout)?
             .map_err(|source| LeaseError::Read {
                 name: self.name.clone(),
                 source,
@@ -261,14 +258,13 @@ impl Candidate {
     async fn write(&self, lease: &Lease) -> Result<bool, LeaseError> {
         let params = PostParams::default();
         let replace = self.api.replace(&self.name, &params, lease);
-        match tokio::time::timeout(TIMEOUT, replace).await {
-            Ok(Ok(_)) => Ok(true),
-            Ok(Err(kube::Error::Api(status))) if status.is_conflict() => Ok(false),
-            Ok(Err(source)) => Err(LeaseError::Write {
+        match timed(TIMEOUT, replace).await {
+            Ok(_) => Ok(true),
+            Err(RequestError::Api(kube::Error::Api(status))) if status.is_conflict() => Ok(false),
+            Err(source) => Err(LeaseError::Write {
                 name: self.name.clone(),
                 source,
             }),
-            Err(_) => Err(LeaseError::Timeout),
         }
     }
 

@@ -12,10 +12,11 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource, ResourceExt};
 use tokio::sync::watch;
 
-use super::{Context, ReconcileError, RequestError, down, key_of, timed};
+use super::{Context, ReconcileError, TIMEOUT, down, key_of};
 use crate::domain::causes::with_causes;
 use crate::domain::names::{Namespace, ObjectName};
 use crate::kubernetes::resources::BarekeyStage;
+use crate::kubernetes::{RequestError, timed};
 use crate::vault::declarations::StageOwner;
 
 /// How often the sweep runs.
@@ -48,7 +49,7 @@ impl Context {
         let name: ObjectName = name.parse()?;
         let _alone = self.declaring.write().await;
         let api: Api<BarekeyStage> = Api::namespaced(self.client.clone(), namespace.as_str());
-        let live = timed(api.get_metadata_opt(name.as_str()))
+        let live = timed(TIMEOUT, api.get_metadata_opt(name.as_str()))
             .await
             .map_err(|source| ReconcileError::Read {
                 name: name.to_string(),
@@ -86,7 +87,7 @@ impl Context {
         let mut existing = BTreeSet::new();
         let mut params = ListParams::default().limit(PAGE);
         loop {
-            let page = timed(api.list_metadata(&params)).await?;
+            let page = timed(TIMEOUT, api.list_metadata(&params)).await?;
             let next = page.metadata.continue_.clone().unwrap_or_default();
             existing.extend(
                 page.items
