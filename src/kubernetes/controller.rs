@@ -385,15 +385,18 @@ async fn reconcile_stage(
                 project: declaration.project.clone(),
                 slug: declaration.slug.clone(),
             };
-            if plan::may_have_moved(&stage, &path) {
-                context.vault.withdraw_access(&namespace, &name).await?;
-            }
             let answer = answered(context.vault.declare_stage(&declaration).await);
             let finding = plan::judge_stage(
                 &answer,
                 &context.bootstrap_command(&declaration.organization),
             );
-            if finding.reason.ends_access() {
+            // Its project may have been remade elsewhere since, whatever its status still says.
+            if let Answer::Declared(declared) = &answer {
+                context
+                    .vault
+                    .withdraw_access_elsewhere(&namespace, &name, &declared.id)
+                    .await?;
+            } else if finding.reason.ends_access() {
                 context.vault.withdraw_access(&namespace, &name).await?;
             }
             (finding, answer.declared().map(|declared| (path, declared)))
