@@ -26,6 +26,7 @@ pub mod webhook;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::Client;
 use kube::runtime::reflector::Store;
@@ -86,6 +87,31 @@ pub enum StartError {
     /// There is no certificate to serve with.
     #[error("there is no certificate to serve with")]
     Certificate(#[from] certificate::CertificateError),
+}
+
+/// Why a request to the API server came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// It was refused, or the API server is away.
+    #[error("the API server refused or is away")]
+    Api(#[from] kube::Error),
+    /// No answer.
+    #[error("no answer within {} s", limit.as_secs())]
+    Timeout {
+        /// How long it was waited for.
+        limit: Duration,
+    },
+}
+
+/// One request to the API server, which may take `limit`.
+async fn timed<T>(
+    limit: Duration,
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, RequestError> {
+    match tokio::time::timeout(limit, request).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(RequestError::Timeout { limit }),
+    }
 }
 
 /// The parts that speak to Kubernetes, running.

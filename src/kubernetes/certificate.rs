@@ -37,7 +37,7 @@ use self::leaf::{Leaf, authority, leaf_names, make_leaf};
 use crate::domain::causes::with_causes;
 use crate::kubernetes::events::{Events, Message, Severity};
 use crate::kubernetes::metrics::Metrics;
-use crate::kubernetes::{FIELD_MANAGER, KubernetesSettings};
+use crate::kubernetes::{FIELD_MANAGER, KubernetesSettings, timed};
 use crate::vault::{Clock, Vault};
 
 /// How often the live configuration is looked at.
@@ -148,7 +148,14 @@ impl Certificates {
                 Trust::Unknown | Trust::Broken(_) => false,
             };
             if ready && !*self.ready.borrow() {
-                tracing::info!(ca = self.authority.id, "the serving certificate is trusted");
+                if trust == Trust::Verified {
+                    tracing::info!(ca = self.authority.id, "the serving certificate is trusted");
+                } else {
+                    tracing::info!(
+                        configuration = self.configuration,
+                        "there is no webhook configuration: the serving certificate was not tried"
+                    );
+                }
                 self.ready.send_replace(true);
             }
             self.tell(&events, &last, &trust).await;
@@ -198,18 +205,19 @@ impl Certificates {
 
     /// One look at the live configuration: publishes where that is this replica's task, and tries the own listener.
     async fn look(&self, api: &Api<MutatingWebhookConfiguration>, leads: bool) -> Trust {
-        let live = match timed(api.get_opt(&self.configuration)).await {
+        let live = match timed(TIMEOUT, api.get_opt(&self.configuration)).await {
             Ok(Some(live)) => live,
             Ok(None) => return Trust::NoConfiguration,
-            Err(problem) => {
+            Err(error) => {
                 return Trust::Broken(format!(
-                    "the webhook configuration {} cannot be read: {problem}",
-                    self.configuration
+                    "the webhook configuration {} cannot be read: {}",
+                    self.configuration,
+                    with_causes(&error)
                 ));
             }
         };
         let live = if leads && !self.is_published(&live) {
-            match timed(self.publish(api, &live)).await {
+            match timed(TIMEOUT, self.publish(api, &live)).await {
                 Ok(live) => {
                     tracing::info!(
                         configuration = self.configuration,
@@ -218,10 +226,11 @@ impl Certificates {
                     );
                     live
                 }
-                Err(problem) => {
+                Err(error) => {
                     return Trust::Broken(format!(
-                        "the certificate authority cannot be published in the webhook configuration {}: {problem}",
-                        self.configuration
+                        "the certificate authority cannot be published in the webhook configuration {}: {}",
+                        self.configuration,
+                        with_causes(&error)
                     ));
                 }
             }
@@ -339,14 +348,6 @@ fn bundles(live: &MutatingWebhookConfiguration) -> impl Iterator<Item = Option<&
             .map(|bundle| bundle.0.as_slice())
             .filter(|bundle| !bundle.is_empty())
     })
-}
-
-async fn timed<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, String> {
-    match tokio::time::timeout(TIMEOUT, request).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(with_causes(&error)),
-        Err(_) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
-    }
 }
 
 async fn handshake(listener: SocketAddr, server_name: &str, bundle: &[u8]) -> Result<(), String> {

@@ -5,9 +5,10 @@
 //!
 //! # Access ends with its resource
 //!
-//! A BarekeyStage under `Retain` has no finalizer, so its end is seen as an event, and by a sweep that compares the vault's
-//! entries with a complete list of what exists: after each change of leadership, and regularly. Ending and declaring exclude
-//! each other, so that a stage that is deleted and applied again at once keeps what the new one says.
+//! A BarekeyStage under `Retain` has no finalizer, so its end is seen as an event, on a watch of its own: the runtime's watch
+//! tells nothing of what goes. Where that event is missed, its end is seen at the next look at it, and by a sweep that compares
+//! the vault's entries with a complete list of what exists: after each change of leadership, and regularly. Ending and
+//! declaring exclude each other, so that a stage that is deleted and applied again at once keeps what the new one says.
 
 mod access;
 mod telling;
@@ -28,11 +29,11 @@ use tokio::time::Instant;
 
 use crate::domain::causes::with_causes;
 use crate::domain::names::{NameError, Namespace, ObjectName};
-use crate::kubernetes::KubernetesSettings;
 use crate::kubernetes::events::Events;
 use crate::kubernetes::metrics::{Kind, Metrics, ReconcileLabels, ReconcileOutcome};
 use crate::kubernetes::plan::{self, Answer, Finding, ProjectPlan, StagePath, StagePlan};
 use crate::kubernetes::resources::{BarekeyProject, BarekeyStage};
+use crate::kubernetes::{KubernetesSettings, RequestError, timed};
 use crate::vault::declarations::{DeclareError, Deletion};
 use crate::vault::{Clock, Unavailable, Vault};
 
@@ -86,17 +87,6 @@ pub enum ReconcileError {
     /// The database.
     #[error("the vault was not told")]
     Vault(#[from] Unavailable),
-}
-
-/// Why a request to the API server came to nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum RequestError {
-    /// It was refused, or the API server is away.
-    #[error("the API server refused or is away")]
-    Api(#[from] kube::Error),
-    /// No answer.
-    #[error("no answer within {} s", TIMEOUT.as_secs())]
-    Timeout(#[from] tokio::time::error::Elapsed),
 }
 
 /// Watches both kinds and acts while this replica leads.
@@ -215,6 +205,7 @@ impl Controller {
                 let gone = Arc::clone(&gone);
                 async move {
                     match result {
+                        // Its event was missed, or is still being worked on.
                         Err(ControllerError::ObjectNotFound(stage)) => {
                             let namespace = stage.namespace.as_deref().unwrap_or_default();
                             gone.ended(namespace, &stage.name).await;
@@ -227,6 +218,7 @@ impl Controller {
         tokio::join!(
             projects,
             stages,
+            access::follow_ends(Arc::clone(&context), shutdown.clone()),
             access::sweep(context, self.leads, shutdown)
         );
     }
@@ -393,15 +385,18 @@ async fn reconcile_stage(
                 project: declaration.project.clone(),
                 slug: declaration.slug.clone(),
             };
-            if plan::may_have_moved(&stage, &path) {
-                context.vault.withdraw_access(&namespace, &name).await?;
-            }
             let answer = answered(context.vault.declare_stage(&declaration).await);
             let finding = plan::judge_stage(
                 &answer,
                 &context.bootstrap_command(&declaration.organization),
             );
-            if finding.reason.ends_access() {
+            // Its project may have been remade elsewhere since, whatever its status still says.
+            if let Answer::Declared(declared) = &answer {
+                context
+                    .vault
+                    .withdraw_access_elsewhere(&namespace, &name, &declared.id)
+                    .await?;
+            } else if finding.reason.ends_access() {
                 context.vault.withdraw_access(&namespace, &name).await?;
             }
             (finding, answer.declared().map(|declared| (path, declared)))
@@ -532,19 +527,13 @@ impl Context {
             return Ok(stored);
         }
         let api: Api<BarekeyProject> = Api::namespaced(self.client.clone(), namespace.as_str());
-        let live = timed(api.get_opt(name)).await;
+        let live = timed(TIMEOUT, api.get_opt(name)).await;
         live.map(|project| project.map(Arc::new))
             .map_err(|source| ReconcileError::ReadProject {
                 name: name.to_owned(),
                 source,
             })
     }
-}
-
-async fn timed<T>(
-    request: impl Future<Output = Result<T, kube::Error>>,
-) -> Result<T, RequestError> {
-    Ok(tokio::time::timeout(TIMEOUT, request).await??)
 }
 
 fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {

@@ -108,20 +108,15 @@ impl Events {
         let event = self.event(&about, &message, now_ms);
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
         let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
-        let created =
-            tokio::time::timeout(TIMEOUT, api.create(&PostParams::default(), &event)).await;
-        let problem = match created {
-            Ok(Ok(_)) => return,
-            Ok(Err(error)) => with_causes(&error),
-            Err(_) => format!("no answer within {} s", TIMEOUT.as_secs()),
-        };
-        tracing::warn!(
-            reason = message.reason,
-            object = about.name.as_deref().unwrap_or_default(),
-            namespace,
-            problem,
-            "an event was not written"
-        );
+        if let Err(error) = timed(TIMEOUT, api.create(&PostParams::default(), &event)).await {
+            tracing::warn!(
+                reason = message.reason,
+                object = about.name.as_deref().unwrap_or_default(),
+                namespace,
+                problem = with_causes(&error),
+                "an event was not written"
+            );
+        }
     }
 
     fn is_new(&self, about: &ObjectReference, message: &Message<'_>, now_ms: i64) -> bool {

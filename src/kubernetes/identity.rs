@@ -26,9 +26,9 @@ use self::checks::{Failed, Reviewed, allowances, claims, look_at_claims, look_at
 use crate::domain::access::PodCaller;
 use crate::domain::causes::with_causes;
 use crate::domain::names::{Namespace, ObjectName};
-use crate::kubernetes::KubernetesSettings;
 use crate::kubernetes::events::{Events, Message, Severity};
 use crate::kubernetes::metrics::{IdentityLabels, IdentityOutcome, Metrics};
+use crate::kubernetes::{KubernetesSettings, RequestError, timed};
 use crate::vault::Clock;
 use crate::vault::credentials::{AuthenticateError, PresentedToken};
 use crate::vault::pods::PodIdentity;
@@ -201,17 +201,15 @@ impl ClusterIdentity {
         let request = kube::core::Request::new("/.well-known")
             .get("openid-configuration", &GetParams::default())
             .ok()?;
-        let asked = tokio::time::timeout(TIMEOUT, self.0.client.request::<Discovery>(request));
-        match asked.await {
-            Ok(Ok(discovery)) => Some(discovery.issuer),
-            Ok(Err(error)) => {
+        match timed(TIMEOUT, self.0.client.request::<Discovery>(request)).await {
+            Ok(discovery) => Some(discovery.issuer),
+            Err(error) => {
                 tracing::debug!(
                     problem = with_causes(&error),
                     "the cluster does not name its issuer"
                 );
                 None
             }
-            Err(_) => None,
         }
     }
 
@@ -225,13 +223,17 @@ impl ClusterIdentity {
             status: None,
         };
         let api: Api<TokenReview> = Api::all(self.0.client.clone());
-        let answer = timed(api.create(&PostParams::default(), &review)).await?;
+        let answer = timed(TIMEOUT, api.create(&PostParams::default(), &review))
+            .await
+            .map_err(unavailable)?;
         Ok(answer.status.unwrap_or_default())
     }
 
     async fn pod(&self, reviewed: &Reviewed) -> Result<Option<Pod>, AuthenticateError> {
         let api: Api<Pod> = Api::namespaced(self.0.client.clone(), reviewed.namespace.as_str());
-        timed(api.get_opt(reviewed.pod.as_str())).await
+        timed(TIMEOUT, api.get_opt(reviewed.pod.as_str()))
+            .await
+            .map_err(unavailable)
     }
 
     async fn tell(&self, pod: &Reviewed, note: &str) {
@@ -288,14 +290,8 @@ impl Drop for Waiting<'_> {
     }
 }
 
-async fn timed<T>(
-    request: impl Future<Output = Result<T, kube::Error>>,
-) -> Result<T, AuthenticateError> {
-    match tokio::time::timeout(TIMEOUT, request).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(AuthenticateError::IdentityUnavailable(Box::new(error))),
-        Err(elapsed) => Err(AuthenticateError::IdentityUnavailable(Box::new(elapsed))),
-    }
+fn unavailable(error: RequestError) -> AuthenticateError {
+    AuthenticateError::IdentityUnavailable(Box::new(error))
 }
 
 fn access_refused(note: &str) -> Message<'_> {

@@ -3,8 +3,8 @@
 //! # Guarantees
 //!
 //! - A replica calls itself the leader only until [`RENEW_WITHIN`] after the start of its last successful renewal, by its own
-//!   monotonic clock; another one takes the Lease over at the earliest when it has seen no renewal for [`LEASE_LASTS`]. Clocks
-//!   of different machines are never compared.
+//!   monotonic clock, whatever it waits for then: the API server, the database or its next look. Another one takes the Lease
+//!   over at the earliest when it has seen no renewal for [`LEASE_LASTS`]. Clocks of different machines are never compared.
 //! - Every write carries the resource version that was read, so of two candidates one loses.
 //! - A holder of the same name is this pod before a restart, and is followed at once.
 //!
@@ -22,11 +22,11 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use serde::Serialize;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::domain::causes::with_causes;
 use crate::kubernetes::metrics::Metrics;
-use crate::kubernetes::{AUDIT_HEADS_ANNOTATION, KubernetesSettings};
+use crate::kubernetes::{AUDIT_HEADS_ANNOTATION, KubernetesSettings, RequestError, timed};
 use crate::vault::audit::AuditHead;
 use crate::vault::{Clock, Vault};
 
@@ -38,7 +38,7 @@ const RENEW_WITHIN: Duration = Duration::from_secs(10);
 pub const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long one request may take.
 const TIMEOUT: Duration = Duration::from_secs(4);
-/// How often the audit heads are read.
+/// How often the audit heads are read. That takes no longer than the pause between two looks, or is tried again after this.
 const HEADS_EVERY: Duration = Duration::from_secs(30);
 /// The longest annotation that is published, in bytes: an object's annotations have at most 256 KiB together.
 const HEADS_BYTES_MAX: usize = 200 * 1024;
@@ -47,11 +47,11 @@ const HEADS_BYTES_MAX: usize = 200 * 1024;
 #[derive(Debug, thiserror::Error)]
 enum LeaseError {
     #[error("cannot read the Lease {name}")]
-    Read { name: String, source: kube::Error },
+    Read { name: String, source: RequestError },
     #[error("cannot write the Lease {name}")]
-    Write { name: String, source: kube::Error },
-    #[error("the API server did not answer within {} s", TIMEOUT.as_secs())]
-    Timeout,
+    Write { name: String, source: RequestError },
+    #[error("the Lease was not renewed within {} s", RENEW_WITHIN.as_secs())]
+    NotRenewed,
 }
 
 /// One replica that would lead.
@@ -84,7 +84,9 @@ struct Seen {
 /// The audit heads as last read and as last published.
 #[derive(Default)]
 struct Heads {
-    text: Option<String>,
+    published: Option<String>,
+    /// What the next renewal publishes.
+    due: Option<String>,
     read_at: Option<Instant>,
 }
 
@@ -127,7 +129,7 @@ impl Candidate {
     pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
         let mut failing = false;
         loop {
-            match self.look().await {
+            match self.look_in_time().await {
                 Ok(()) => failing = false,
                 Err(error) => {
                     if !failing {
@@ -136,15 +138,14 @@ impl Candidate {
                     failing = true;
                 }
             }
-            if self
-                .leads_until
-                .is_some_and(|until| until <= Instant::now())
-            {
-                self.leads_until = None;
+            self.leads_until = self.leads_until.filter(|until| *until > Instant::now());
+            if self.leads_until.is_none() {
+                // Another leader may publish newer ones meanwhile.
+                self.heads = Heads::default();
             }
             self.tell();
             tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = self.pause() => {}
                 _ = shutdown.wait_for(|down| *down) => break,
             }
         }
@@ -172,6 +173,27 @@ impl Candidate {
         }
     }
 
+    /// One look that ends when a leader's time does.
+    async fn look_in_time(&mut self) -> Result<(), LeaseError> {
+        match self.leads_until {
+            Some(until) => timeout_at(until, self.look())
+                .await
+                .unwrap_or(Err(LeaseError::NotRenewed)),
+            None => self.look().await,
+        }
+    }
+
+    /// Waits for the next look; a leader reads the audit heads meanwhile, when it is time.
+    async fn pause(&mut self) {
+        let now = Instant::now();
+        let next_look = next_look(now, self.leads_until);
+        if self.leads_until.is_some() && timeout_at(next_look, self.read_heads(now)).await.is_err()
+        {
+            tracing::warn!("the audit heads were not read in time");
+        }
+        sleep_until(next_look).await;
+    }
+
     async fn look(&mut self) -> Result<(), LeaseError> {
         let lease = self.read().await?;
         let spec = lease.spec.clone().unwrap_or_default();
@@ -180,10 +202,7 @@ impl Candidate {
             self.leads_until = None;
             return Ok(());
         }
-        let heads = match self.leads_until {
-            Some(_) => self.heads(now).await,
-            None => None,
-        };
+        let heads = self.heads.due.clone();
         let renewed = renewed(lease, &self.observer.identity, self.now(), heads.clone());
         let written = self.write(&renewed).await?;
         if !written {
@@ -191,8 +210,9 @@ impl Candidate {
             return Ok(());
         }
         self.leads_until = Some(now + RENEW_WITHIN);
-        if let Some(heads) = heads {
-            self.heads.text = Some(heads);
+        if heads.is_some() {
+            self.heads.published = heads;
+            self.heads.due = None;
         }
         Ok(())
     }
@@ -201,14 +221,14 @@ impl Candidate {
         MicroTime(Timestamp::from_millisecond(self.clock.now_ms()).unwrap_or_default())
     }
 
-    /// The audit heads as JSON, when it is time and they changed.
-    async fn heads(&mut self, now: Instant) -> Option<String> {
+    /// Reads the audit heads when it is time. The next renewal publishes them if they changed.
+    async fn read_heads(&mut self, now: Instant) {
         let due = self
             .heads
             .read_at
             .is_none_or(|at| now.duration_since(at) >= HEADS_EVERY);
         if !due {
-            return None;
+            return;
         }
         self.heads.read_at = Some(now);
         let heads = match self.vault.audit_heads().await {
@@ -218,16 +238,16 @@ impl Candidate {
                     problem = with_causes(&error),
                     "the audit heads were not read"
                 );
-                return None;
+                return;
             }
         };
-        heads_text(&heads).filter(|text| self.heads.text.as_ref() != Some(text))
+        self.heads.due =
+            heads_text(&heads).filter(|text| self.heads.published.as_ref() != Some(text));
     }
 
     async fn read(&self) -> Result<Lease, LeaseError> {
-        tokio::time::timeout(TIMEOUT, self.api.get(&self.name))
+        timed(TIMEOUT, self.api.get(&self.name))
             .await
-            .map_err(|_| LeaseError::Timeout)?
             .map_err(|source| LeaseError::Read {
                 name: self.name.clone(),
                 source,
@@ -238,14 +258,13 @@ impl Candidate {
     async fn write(&self, lease: &Lease) -> Result<bool, LeaseError> {
         let params = PostParams::default();
         let replace = self.api.replace(&self.name, &params, lease);
-        match tokio::time::timeout(TIMEOUT, replace).await {
-            Ok(Ok(_)) => Ok(true),
-            Ok(Err(kube::Error::Api(status))) if status.is_conflict() => Ok(false),
-            Ok(Err(source)) => Err(LeaseError::Write {
+        match timed(TIMEOUT, replace).await {
+            Ok(_) => Ok(true),
+            Err(RequestError::Api(kube::Error::Api(status))) if status.is_conflict() => Ok(false),
+            Err(source) => Err(LeaseError::Write {
                 name: self.name.clone(),
                 source,
             }),
-            Err(_) => Err(LeaseError::Timeout),
         }
     }
 
@@ -262,6 +281,12 @@ impl Candidate {
         }
         Ok(())
     }
+}
+
+/// When to look again: soon, and for a leader not after its time is over.
+fn next_look(now: Instant, leads_until: Option<Instant>) -> Instant {
+    let soon = now + LOOK_EVERY;
+    leads_until.map_or(soon, |until| until.min(soon))
 }
 
 impl Observer {
@@ -361,6 +386,83 @@ fn heads_text(heads: &[AuditHead]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::keys::MasterKey;
+    use crate::vault::VaultSettings;
+
+    struct StillClock;
+
+    impl Clock for StillClock {
+        fn now_ms(&self) -> i64 {
+            1_795_000_000_000
+        }
+    }
+
+    /// A candidate that says that it leads, of an API server that takes every request and answers none.
+    async fn leader_of_a_silent_server(
+        folder: &tempfile::TempDir,
+    ) -> (Candidate, tokio::net::TcpListener) {
+        // Another test may have done it.
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap());
+        let client = Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
+        let settings = VaultSettings {
+            database: format!("sqlite:{}", folder.path().join("barekey.db").display()),
+            master_key: MasterKey::from_file_content(&[7; 32]).unwrap(),
+            accepted_risks: Vec::new(),
+            value_bytes_max: 1024,
+            pod_identity: None,
+        };
+        let candidate = Candidate {
+            api: Api::namespaced(client, "barekey"),
+            vault: Vault::open(settings, Arc::new(StillClock)).await.unwrap(),
+            name: "barekey".to_owned(),
+            observer: observer(),
+            clock: Arc::new(StillClock),
+            metrics: Metrics::default(),
+            leads: watch::Sender::new(true),
+            leads_until: None,
+            heads: Heads::default(),
+        };
+        (candidate, silent)
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_gets_no_answer_steps_down_when_its_time_is_over() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let (mut candidate, _silent) = leader_of_a_silent_server(&folder).await;
+        let mut leads = candidate.leads.subscribe();
+        let (_up, shutdown) = watch::channel(false);
+        candidate.leads_until = Some(Instant::now() + Duration::from_millis(200));
+        let running = tokio::spawn(candidate.run(shutdown));
+        let told = tokio::time::timeout(TIMEOUT / 2, leads.wait_for(|leads| !*leads)).await;
+        assert!(told.is_ok(), "it still leads after its time");
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn a_leader_reads_the_heads_in_the_pause_and_publishes_what_changed_alone() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let (mut candidate, _silent) = leader_of_a_silent_server(&folder).await;
+        candidate.leads_until = Some(Instant::now() + Duration::from_secs(1));
+        candidate.pause().await;
+        candidate.heads.published = candidate.heads.due.take();
+        assert!(candidate.heads.published.is_some(), "nothing was read");
+        candidate.heads.read_at = None;
+        candidate.read_heads(Instant::now()).await;
+        assert!(candidate.heads.read_at.is_some());
+        assert_eq!(candidate.heads.due, None);
+    }
+
+    #[test]
+    fn a_leader_looks_again_before_its_time_is_over_and_everybody_else_soon() {
+        let now = Instant::now();
+        assert_eq!(next_look(now, None), now + LOOK_EVERY);
+        let until = now + Duration::from_secs(8);
+        assert_eq!(next_look(now, Some(until)), now + LOOK_EVERY);
+        let until = now + Duration::from_secs(1);
+        assert_eq!(next_look(now, Some(until)), until);
+    }
 
     fn observer() -> Observer {
         Observer {
@@ -408,8 +510,10 @@ mod tests {
 
     #[test]
     fn a_leader_gives_up_before_another_may_take_over() {
+        // It steps down on time whatever it waits for, and a request that was under way then is over as well.
         assert!(RENEW_WITHIN + TIMEOUT < LEASE_LASTS);
-        assert!(LOOK_EVERY + TIMEOUT < RENEW_WITHIN);
+        // A look without any answer costs no lead: there is time for another one.
+        assert!(LOOK_EVERY + TIMEOUT + LOOK_EVERY < RENEW_WITHIN);
     }
 
     #[test]

@@ -286,17 +286,6 @@ fn plan_deletion(
     }
 }
 
-/// Whether access that a resource of this name declared before may be on another stage than the one at `path`.
-///
-/// True for a resource that declared nothing yet: an earlier one of its name may have declared another stage.
-pub fn may_have_moved(stage: &BarekeyStage, path: &StagePath) -> bool {
-    let told = stage.status.as_ref();
-    let Some(before) = told.filter(|status| status.id.is_some()) else {
-        return true;
-    };
-    before.path.as_deref() != Some(path.to_string().as_str())
-}
-
 fn parse_project(project: &BarekeyProject) -> Result<ProjectDeclaration, NameError> {
     Ok(ProjectDeclaration {
         namespace: namespace_of(&project.metadata)?,

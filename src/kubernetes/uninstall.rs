@@ -17,9 +17,9 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::domain::names::Namespace;
-use crate::kubernetes::FIELD_MANAGER;
 use crate::kubernetes::lease::LOOK_EVERY;
 use crate::kubernetes::resources::{BarekeyProject, BarekeyStage, FINALIZER};
+use crate::kubernetes::{FIELD_MANAGER, RequestError, timed};
 use crate::vault::Clock;
 
 /// How long the Lease is taken for. If the release is not deleted after all, the operator goes on after that.
@@ -32,6 +32,8 @@ const TAKE_TRIES: usize = 10;
 const PASSES: usize = 5;
 /// How many objects one page of a list has.
 const PAGE: u32 = 500;
+/// How long one request may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where to look.
 #[derive(Debug, Clone)]
@@ -92,7 +94,7 @@ pub enum UninstallError {
         /// Its name.
         name: String,
         /// Why.
-        source: kube::Error,
+        source: RequestError,
     },
     /// The Lease.
     #[error("cannot take the Lease {name}")]
@@ -100,7 +102,7 @@ pub enum UninstallError {
         /// Its name.
         name: String,
         /// Why.
-        source: kube::Error,
+        source: RequestError,
     },
     /// A list.
     #[error("cannot list the {kind}s")]
@@ -108,7 +110,7 @@ pub enum UninstallError {
         /// The kind.
         kind: String,
         /// Why.
-        source: kube::Error,
+        source: RequestError,
     },
     /// A finalizer.
     #[error("cannot remove the finalizer of the {kind} {namespace}/{name}")]
@@ -120,14 +122,14 @@ pub enum UninstallError {
         /// The name.
         name: String,
         /// Why.
-        source: kube::Error,
+        source: RequestError,
     },
     /// Somebody sets the finalizers again.
     #[error(
         "{left} resources got their finalizer again while it was removed: stop the operator, then try again"
     )]
     SetAgain {
-        /// How many.
+        /// How many had it at the last look.
         left: usize,
     },
 }
@@ -147,12 +149,13 @@ pub async fn uninstall(
         // The leader looks at the Lease that often, and steps down.
         tokio::time::sleep(LOOK_EVERY + Duration::from_secs(1)).await;
     }
-    let mut finalizers_removed = 0;
+    let (mut finalizers_removed, mut left) = (0, 0);
     for _ in 0..PASSES {
         let (stages_removed, stages) = release_all::<BarekeyStage>(&client).await?;
         let (projects_removed, projects) = release_all::<BarekeyProject>(&client).await?;
-        finalizers_removed += stages_removed + projects_removed;
-        if stages_removed + projects_removed == 0 {
+        left = stages_removed + projects_removed;
+        finalizers_removed += left;
+        if left == 0 {
             return Ok(UninstallReport {
                 webhook_deleted,
                 finalizers_removed,
@@ -161,16 +164,14 @@ pub async fn uninstall(
             });
         }
     }
-    Err(UninstallError::SetAgain {
-        left: finalizers_removed,
-    })
+    Err(UninstallError::SetAgain { left })
 }
 
 async fn delete_webhook(client: &Client, name: &str) -> Result<bool, UninstallError> {
     let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
-    match api.delete(name, &DeleteParams::default()).await {
+    match timed(TIMEOUT, api.delete(name, &DeleteParams::default())).await {
         Ok(_) => Ok(true),
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
+        Err(RequestError::Api(kube::Error::Api(status))) if status.is_not_found() => Ok(false),
         Err(source) => Err(UninstallError::Webhook {
             name: name.to_owned(),
             source,
@@ -191,7 +192,10 @@ async fn take_lease(
     };
     let mut tries = 0;
     loop {
-        let Some(mut lease) = api.get_opt(&settings.lease).await.map_err(failed)? else {
+        let Some(mut lease) = timed(TIMEOUT, api.get_opt(&settings.lease))
+            .await
+            .map_err(failed)?
+        else {
             return Ok(false);
         };
         let now = MicroTime(Timestamp::from_millisecond(clock.now_ms()).unwrap_or_default());
@@ -204,12 +208,12 @@ async fn take_lease(
             lease_transitions: Some(transitions.unwrap_or(0).saturating_add(1)),
             ..LeaseSpec::default()
         });
-        match api
-            .replace(&settings.lease, &PostParams::default(), &lease)
-            .await
-        {
+        let params = PostParams::default();
+        match timed(TIMEOUT, api.replace(&settings.lease, &params, &lease)).await {
             Ok(_) => return Ok(true),
-            Err(kube::Error::Api(status)) if status.is_conflict() && tries < TAKE_TRIES => {
+            Err(RequestError::Api(kube::Error::Api(status)))
+                if status.is_conflict() && tries < TAKE_TRIES =>
+            {
                 tries += 1;
             }
             Err(source) => return Err(failed(source)),
@@ -230,11 +234,13 @@ where
     let mut params = ListParams::default().limit(PAGE);
     let (mut removed, mut objects) = (0, 0);
     loop {
-        let page = match all.list_metadata(&params).await {
+        let page = match timed(TIMEOUT, all.list_metadata(&params)).await {
             Ok(page) => page,
             // The definitions are gone, and the objects with them. Where the whole group is gone, the API server answers a
             // plain page, which has no reason.
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok((0, 0)),
+            Err(RequestError::Api(kube::Error::Api(status))) if status.code == 404 => {
+                return Ok((0, 0));
+            }
             Err(source) => return Err(UninstallError::List { kind, source }),
         };
         let next = page.metadata.continue_.clone().unwrap_or_default();
@@ -278,18 +284,94 @@ where
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
     };
-    match api
-        .patch_metadata(&name, &params, &Patch::Merge(patch))
-        .await
-    {
+    let patch = Patch::Merge(patch);
+    match timed(TIMEOUT, api.patch_metadata(&name, &params, &patch)).await {
         Ok(_) => Ok(true),
         // Gone, or changed meanwhile: the next pass looks again.
-        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(true),
+        Err(RequestError::Api(kube::Error::Api(status)))
+            if status.is_not_found() || status.is_conflict() =>
+        {
+            Ok(true)
+        }
         Err(source) => Err(UninstallError::Finalizer {
             kind: kind.to_owned(),
             namespace,
             name,
             source,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::Json;
+    use axum::http::{Method, StatusCode, Uri};
+    use axum::response::{IntoResponse, Response};
+
+    use super::*;
+
+    struct StillClock;
+
+    impl Clock for StillClock {
+        fn now_ms(&self) -> i64 {
+            1_795_000_000_000
+        }
+    }
+
+    fn stage(name: usize) -> serde_json::Value {
+        json!({
+            "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+            "metadata": {"name": name.to_string(), "namespace": "shop", "finalizers": [FINALIZER]},
+        })
+    }
+
+    /// What an API server answers that has stages alone, fewer at each look, whose finalizer somebody always sets again.
+    fn answer(method: &Method, uri: &Uri, looks: &AtomicUsize) -> Response {
+        let items = match (method.as_str(), uri.path()) {
+            ("PATCH", _) => return Json(stage(0)).into_response(),
+            ("GET", "/apis/barekey.dev/v1alpha1/barekeystages") => {
+                let look = looks.fetch_add(1, Ordering::Relaxed);
+                (look..PASSES + 1).map(stage).collect()
+            }
+            ("GET", "/apis/barekey.dev/v1alpha1/barekeyprojects") => Vec::new(),
+            _ => {
+                let status = json!({
+                    "kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404, "message": "not there",
+                });
+                return (StatusCode::NOT_FOUND, Json(status)).into_response();
+            }
+        };
+        Json(json!({
+            "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList",
+            "metadata": {}, "items": items,
+        }))
+        .into_response()
+    }
+
+    #[tokio::test]
+    async fn finalizers_that_are_set_again_are_counted_once_a_resource() {
+        // Another test may have done it.
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let looks = std::sync::Arc::new(AtomicUsize::new(0));
+        let router = axum::Router::new().fallback(move |method: Method, uri: Uri| {
+            let looks = std::sync::Arc::clone(&looks);
+            async move { answer(&method, &uri, &looks) }
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let client = Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
+        let settings = UninstallSettings {
+            namespace: "barekey".parse().unwrap(),
+            webhook_configuration: "barekey".to_owned(),
+            lease: "barekey".to_owned(),
+        };
+        let told = uninstall(client, &settings, &StillClock).await;
+        assert!(
+            matches!(told, Err(UninstallError::SetAgain { left: 2 })),
+            "{told:?}"
+        );
     }
 }

@@ -1,5 +1,7 @@
 //! Who may read what a stage holds: living pods that were injected, with a token of their own, as long as they have access.
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustls::SignatureScheme;
@@ -9,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     Installation, Journey, Namespace, Place, Program, Response, eventually, get, kubectl,
-    secret_text,
+    secret_text, wait_for,
 };
 use crate::injection_setting::{PRINT_HASH, Setting, asking};
 
@@ -245,7 +247,15 @@ fn access_ends(namespace: &Namespace) {
     let stage = namespace.get("bks/staging").expect("is there");
     assert_eq!(stage["metadata"]["finalizers"], Value::Null);
     namespace.delete("bks/staging");
-    reads(403);
+    // Well before anybody would look at it again by itself.
+    wait_for(
+        "the end of its access",
+        Duration::from_secs(8),
+        || match ask(installation, &token).status {
+            403 => Ok(()),
+            status => Err(format!("status {status}")),
+        },
+    );
     let again = json!({
         "apiVersion": "barekey.dev/v1alpha1", "kind": "BarekeyStage",
         "metadata": {"name": "staging"}, "spec": stage["spec"],

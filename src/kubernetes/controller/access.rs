@@ -4,14 +4,19 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{Stream, StreamExt};
 use kube::api::ListParams;
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::Event;
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource, ResourceExt};
 use tokio::sync::watch;
 
-use super::{Context, ReconcileError, RequestError, key_of, timed};
+use super::{Context, ReconcileError, TIMEOUT, down, key_of};
 use crate::domain::causes::with_causes;
 use crate::domain::names::{Namespace, ObjectName};
 use crate::kubernetes::resources::BarekeyStage;
+use crate::kubernetes::{RequestError, timed};
 use crate::vault::declarations::StageOwner;
 
 /// How often the sweep runs.
@@ -20,7 +25,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 const PAGE: u32 = 500;
 
 impl Context {
-    /// A BarekeyStage is gone, as far as the watch knows.
+    /// A BarekeyStage is gone, as far as a watch knows.
     pub(super) async fn ended(&self, namespace: &str, name: &str) {
         self.paces()
             .remove(&key_of(&BarekeyStage::kind(&()), namespace, name));
@@ -44,7 +49,7 @@ impl Context {
         let name: ObjectName = name.parse()?;
         let _alone = self.declaring.write().await;
         let api: Api<BarekeyStage> = Api::namespaced(self.client.clone(), namespace.as_str());
-        let live = timed(api.get_metadata_opt(name.as_str()))
+        let live = timed(TIMEOUT, api.get_metadata_opt(name.as_str()))
             .await
             .map_err(|source| ReconcileError::Read {
                 name: name.to_string(),
@@ -82,7 +87,7 @@ impl Context {
         let mut existing = BTreeSet::new();
         let mut params = ListParams::default().limit(PAGE);
         loop {
-            let page = timed(api.list_metadata(&params)).await?;
+            let page = timed(TIMEOUT, api.list_metadata(&params)).await?;
             let next = page.metadata.continue_.clone().unwrap_or_default();
             existing.extend(
                 page.items
@@ -107,6 +112,37 @@ fn stale(
         .map(|owner| (owner.namespace.to_string(), owner.resource.to_string()))
         .filter(|owner| !existing.contains(owner))
         .collect()
+}
+
+/// Ends the access of each BarekeyStage as it goes, until `shutdown`.
+pub(super) async fn follow_ends(context: Arc<Context>, shutdown: watch::Receiver<bool>) {
+    let stages: Api<PartialObjectMeta<BarekeyStage>> = Api::all(context.client.clone());
+    let events = watcher(stages, watcher::Config::default()).default_backoff();
+    ends(events)
+        .take_until(down(shutdown))
+        .for_each(|(namespace, name)| {
+            let context = Arc::clone(&context);
+            async move { context.ended(&namespace, &name).await }
+        })
+        .await;
+}
+
+/// Namespace and name of every object that a watch tells the end of.
+fn ends<K: Resource>(
+    events: impl Stream<Item = watcher::Result<Event<K>>>,
+) -> impl Stream<Item = (String, String)> {
+    events.filter_map(|event| {
+        std::future::ready(match event {
+            Ok(Event::Delete(object)) => {
+                Some((object.namespace().unwrap_or_default(), object.name_any()))
+            }
+            Ok(Event::Apply(_) | Event::Init | Event::InitApply(_) | Event::InitDone) => None,
+            Err(error) => {
+                tracing::warn!(problem = with_causes(&error), "a watch is begun again");
+                None
+            }
+        })
+    })
 }
 
 /// Sweeps when this replica becomes the leader, and regularly while it is.
@@ -134,7 +170,33 @@ pub(super) async fn sweep(
 
 #[cfg(test)]
 mod tests {
+    use kube::core::{ObjectMeta, PartialObjectMetaExt};
+
     use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_a_resource_is_followed_and_a_watch_that_fails_is_outlived() {
+        let stage = |name: &str| {
+            let metadata = ObjectMeta {
+                namespace: Some("shop".to_owned()),
+                name: Some(name.to_owned()),
+                ..ObjectMeta::default()
+            };
+            metadata.into_response_partial::<BarekeyStage>()
+        };
+        let events = [
+            Ok(Event::Init),
+            Ok(Event::InitApply(stage("stays"))),
+            Ok(Event::InitDone),
+            Ok(Event::Delete(stage("first"))),
+            Err(watcher::Error::NoResourceVersion),
+            Ok(Event::Apply(stage("stays"))),
+            Ok(Event::Delete(stage("second"))),
+        ];
+        let ended: Vec<_> = ends(futures::stream::iter(events)).collect().await;
+        let of_shop = |name: &str| ("shop".to_owned(), name.to_owned());
+        assert_eq!(ended, [of_shop("first"), of_shop("second")]);
+    }
 
     #[test]
     fn access_of_a_resource_that_does_not_exist_is_stale_and_no_other() {

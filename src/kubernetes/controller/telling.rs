@@ -13,15 +13,16 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Context, ReconcileError, RequestError, key, kind_of, timed};
-use crate::kubernetes::FIELD_MANAGER;
+use super::{Context, ReconcileError, TIMEOUT, key, kind_of};
 use crate::kubernetes::events::{Message, Severity};
 use crate::kubernetes::metrics::ReconcileOutcome;
 use crate::kubernetes::plan::{FinalizerChange, Finding, Outlook, Reason};
 use crate::kubernetes::resources::FINALIZER;
+use crate::kubernetes::{FIELD_MANAGER, RequestError, timed};
 
 /// How long after its last look a resource that is ready is looked at again: its revision and its number of variables change
-/// without any event in the cluster.
+/// without any event in the cluster. It bounds, too, how long a stage whose end no watch told of keeps its access: a look at
+/// what is gone ends it. Raise it, and only the sweep is left of that.
 const RESYNC: Duration = Duration::from_secs(20);
 /// How long after its last look a resource that waits for something is looked at again.
 const WAITING_LOOK: Duration = Duration::from_secs(4);
@@ -62,7 +63,7 @@ impl Context {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        match timed(api.patch(&name, &params, &Patch::Merge(patch))).await {
+        match timed(TIMEOUT, api.patch(&name, &params, &Patch::Merge(patch))).await {
             Ok(_) => Ok(()),
             Err(RequestError::Api(kube::Error::Api(status)))
                 if status.is_not_found() && change == FinalizerChange::Remove =>
@@ -156,7 +157,12 @@ impl Context {
             "status": status,
         });
         let params = PatchParams::apply(FIELD_MANAGER).force();
-        match timed(api.patch_status(&name, &params, &Patch::Apply(patch))).await {
+        match timed(
+            TIMEOUT,
+            api.patch_status(&name, &params, &Patch::Apply(patch)),
+        )
+        .await
+        {
             Ok(_) => Ok(()),
             // It went meanwhile; there is nobody left to tell.
             Err(RequestError::Api(kube::Error::Api(status))) if status.is_not_found() => Ok(()),

@@ -71,14 +71,15 @@ impl Reason {
     /// Whether access that the resource declared before must end: what it says now counts for nothing.
     pub fn ends_access(self) -> bool {
         match self {
-            Self::OrganizationNotAllowed
+            Self::OrganizationNotFound
+            | Self::OrganizationNotAllowed
             | Self::NotOwned
             | Self::SlugTaken
             | Self::ProjectNotFound
             | Self::ProjectNotReady
             | Self::AwaitingConfirmation
             | Self::InvalidSpec => true,
-            Self::Ready | Self::OrganizationNotFound | Self::StorageUnavailable => false,
+            Self::Ready | Self::StorageUnavailable => false,
         }
     }
 

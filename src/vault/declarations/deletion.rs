@@ -28,10 +28,40 @@ impl Vault {
         namespace: &Namespace,
         resource: &ObjectName,
     ) -> Result<(), Unavailable> {
+        self.withdraw(namespace, resource, None).await
+    }
+
+    /// The same for every stage but the one that the resource declares now: it declared another one before. Repeatable.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; nothing is changed then, or only some stages.
+    pub async fn withdraw_access_elsewhere(
+        &self,
+        namespace: &Namespace,
+        resource: &ObjectName,
+        declared: &StageId,
+    ) -> Result<(), Unavailable> {
+        self.withdraw(namespace, resource, Some(declared)).await
+    }
+
+    async fn withdraw(
+        &self,
+        namespace: &Namespace,
+        resource: &ObjectName,
+        except: Option<&StageId>,
+    ) -> Result<(), Unavailable> {
         let mut db = self.reader().await?;
         let stages = storage::projects::stages_of_resource(&mut db, namespace, resource).await?;
         let mut organizations = Vec::new();
         for stage in stages {
+            // A resource stays the owner of a stage that it left.
+            if except == Some(&stage)
+                || storage::projects::access_entries(&mut db, &stage)
+                    .await?
+                    .is_empty()
+            {
+                continue;
+            }
             if let Some(stage) = storage::projects::stage_by_id(&mut db, &stage).await? {
                 organizations.push((stage.organization, stage.id));
             }

@@ -7,6 +7,7 @@ use crate::vault::declarations::{DeclarationRefusal, DeclareError, Deletion, Sta
 on_both_databases!(
     a_namespace_owns_what_it_declared_first,
     access_counts_from_the_owner_and_ends_with_its_resource,
+    access_of_a_resource_that_declares_another_stage_now_ends,
     deletion_waits_for_a_confirmation,
     what_was_retained_is_adopted,
 );
@@ -117,6 +118,40 @@ async fn access_counts_from_the_owner_and_ends_with_its_resource(place: Place) {
             .await
             .unwrap();
         assert_eq!(vault.stages_with_access().await.unwrap(), []);
+    }
+    assert_eq!(acme.findings().await, Vec::<String>::new());
+}
+
+async fn access_of_a_resource_that_declares_another_stage_now_ends(place: Place) {
+    let acme = Acme::on(&place).await;
+    let vault = &acme.vault;
+    let mut stages = Vec::new();
+    for project in ["backend", "backend-2"] {
+        vault
+            .declare_project(&project_declaration("team-a", project))
+            .await
+            .unwrap();
+        let mut declaration = stage_declaration("team-a", project, "production", &["api"]);
+        declaration.resource = "production".parse().unwrap();
+        stages.push(vault.declare_stage(&declaration).await.unwrap().id);
+    }
+    let neighbour = stage_declaration("team-a", "backend", "staging", &["api"]);
+    stages.push(vault.declare_stage(&neighbour).await.unwrap().id);
+    for _ in 0..2 {
+        vault
+            .withdraw_access_elsewhere(
+                &"team-a".parse().unwrap(),
+                &"production".parse().unwrap(),
+                &stages[1],
+            )
+            .await
+            .unwrap();
+        let owners = vault.stages_with_access().await.unwrap();
+        let mut left: Vec<_> = owners.into_iter().map(|owner| owner.stage).collect();
+        left.sort();
+        let mut wanted = stages[1..].to_vec();
+        wanted.sort();
+        assert_eq!(left, wanted);
     }
     assert_eq!(acme.findings().await, Vec::<String>::new());
 }

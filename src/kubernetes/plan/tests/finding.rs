@@ -206,6 +206,7 @@ fn a_status_names_at_most_a_hundred_stages_and_counts_all() {
 #[test]
 fn access_ends_unless_the_resource_counts_or_nothing_can_be_said_of_it() {
     for reason in [
+        Reason::OrganizationNotFound,
         Reason::OrganizationNotAllowed,
         Reason::NotOwned,
         Reason::SlugTaken,
@@ -216,11 +217,7 @@ fn access_ends_unless_the_resource_counts_or_nothing_can_be_said_of_it() {
     ] {
         assert!(reason.ends_access(), "{reason:?}");
     }
-    for reason in [
-        Reason::Ready,
-        Reason::StorageUnavailable,
-        Reason::OrganizationNotFound,
-    ] {
+    for reason in [Reason::Ready, Reason::StorageUnavailable] {
         assert!(!reason.ends_access(), "{reason:?}");
     }
 }

@@ -51,26 +51,6 @@ fn a_stage_whose_access_makes_more_entries_than_the_vault_takes_is_refused_with_
 }
 
 #[test]
-fn access_that_was_declared_elsewhere_ends_when_the_project_is_remade_under_another_slug() {
-    let path = |project: &str| StagePath {
-        organization: "acme".parse().unwrap(),
-        project: project.parse().unwrap(),
-        slug: "production".parse().unwrap(),
-    };
-    let declared = json!({"status": {"id": "stg_1", "path": "acme/backend/production"}});
-    let stage = stage_from(declared);
-    assert!(!may_have_moved(&stage, &path("backend")));
-    assert!(may_have_moved(&stage, &path("backend-2")));
-    for unsaid in [
-        json!({}),
-        json!({"status": {"path": "acme/backend/production"}}),
-        json!({"status": {"id": "stg_1"}}),
-    ] {
-        assert!(may_have_moved(&stage_from(unsaid), &path("backend")));
-    }
-}
-
-#[test]
 fn a_stage_without_its_project_says_which_one_is_missing() {
     let stage = stage_from(json!({}));
     let finding = stage_refusal(plan_stage(&stage, None, [&stage], &organizations()));
