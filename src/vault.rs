@@ -79,6 +79,13 @@ pub struct Unavailable {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
+impl Unavailable {
+    /// Whether a change may have been made all the same: the database was lost, or too slow, before it had answered.
+    pub fn is_uncertain(&self) -> bool {
+        self.source.is::<writer::GroupError>()
+    }
+}
+
 /// The vault. Cheap to clone.
 #[derive(Clone)]
 pub struct Vault(Arc<Inner>);
@@ -217,6 +224,11 @@ impl Vault {
             }
         });
         Ok(Self(inner))
+    }
+
+    /// Ends when the writer has: from then on nothing is answered, and the process is to be started anew.
+    pub async fn closed(&self) {
+        self.0.queue.closed().await;
     }
 
     /// Writes what is still queued and closes the database.

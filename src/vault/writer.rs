@@ -246,6 +246,11 @@ impl Queue {
         Ok(answer.await.map_err(|_| Closed)??)
     }
 
+    /// Ends when the writer has.
+    pub(crate) async fn closed(&self) {
+        self.0.closed().await;
+    }
+
     /// Lets the writer do what is queued, and ends it.
     pub(crate) async fn close(&self) {
         let (reply, closed) = oneshot::channel();
