@@ -69,8 +69,11 @@ pub const CONNECTIONS: Bounds = Bounds {
 /// 90 seconds after which the clients of Go and of hyper end it, so that no request of the API server or of an agent meets
 /// the end.
 pub const IDLE_TIME_MAX: Duration = Duration::from_secs(100);
+/// How long a request may take, from its headers until its answer was sent; its connection ends with it. Longer than any
+/// answer takes that still comes, over a slow line too.
+pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);
 /// How many requests one HTTP/2 connection may have under way.
-pub const STREAMS_MAX: u32 = 256;
+pub const STREAMS_MAX: u32 = 64;
 /// How often an HTTP/2 connection is asked whether it is still there, and how long it may take to answer.
 pub const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long open requests may take once the server was told to stop.
