@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -394,6 +395,8 @@ struct Failures {
     limiter: DefaultKeyedRateLimiter<IpAddr>,
     clock: DefaultClock,
     waiting: RwLock<HashMap<IpAddr, Instant>>,
+    /// How many were counted since those that have been quiet were dropped.
+    counted: AtomicUsize,
 }
 
 impl Failures {
@@ -405,6 +408,7 @@ impl Failures {
             limiter: RateLimiter::keyed(Quota::per_second(per_second).allow_burst(burst)),
             clock: DefaultClock::default(),
             waiting: RwLock::default(),
+            counted: AtomicUsize::new(0),
         }
     }
 
@@ -419,18 +423,23 @@ impl Failures {
 
     /// Counts one; `Some` when the sender has sent too many and must wait so long.
     fn count(&self, sender: IpAddr) -> Option<Duration> {
+        if self.counted.fetch_add(1, Ordering::Relaxed) >= limits::FAILED_ADDRESSES_KEPT {
+            self.forget_quiet();
+        }
         let refused = self.limiter.check_key(&sender).err()?;
         let wait = refused.wait_time_from(self.clock.now());
+        let mut waiting = self.waiting.write().unwrap_or_else(PoisonError::into_inner);
+        waiting.insert(sender, Instant::now() + wait);
+        Some(wait)
+    }
+
+    /// Drops the counters that are as good as new. Looks at every one of them, so it is called once in many counts.
+    fn forget_quiet(&self) {
+        self.counted.store(0, Ordering::Relaxed);
+        self.limiter.retain_recent();
         let now = Instant::now();
         let mut waiting = self.waiting.write().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() >= limits::FAILED_ADDRESSES_KEPT {
-            waiting.retain(|_, until| *until > now);
-        }
-        waiting.insert(sender, now + wait);
-        if self.limiter.len() >= limits::FAILED_ADDRESSES_KEPT {
-            self.limiter.retain_recent();
-        }
-        Some(wait)
+        waiting.retain(|_, until| *until > now);
     }
 }
 
@@ -582,6 +591,20 @@ mod tests {
         assert!(failures.begin(pod(together), &bad).is_err());
         let elsewhere = Some("2001:db8:1:3::1".parse().unwrap());
         assert!(failures.begin(elsewhere, &bad).is_ok());
+    }
+
+    #[test]
+    fn addresses_that_fail_once_and_stay_quiet_are_forgotten() {
+        let failures = Failures::new(1000, 1);
+        let address = |number: usize| IpAddr::from(u128::try_from(number).unwrap().to_be_bytes());
+        for number in 0..limits::FAILED_ADDRESSES_KEPT {
+            assert_eq!(failures.count(address(number)), None);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        let later = address(limits::FAILED_ADDRESSES_KEPT);
+        failures.count(later);
+        assert!(failures.count(later).is_some(), "it was counted");
+        assert_eq!(failures.limiter.len(), 1);
     }
 
     /// The API of a new vault, and an owner's token.

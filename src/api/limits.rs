@@ -113,7 +113,7 @@ pub const LOOKUPS: Bounds = Bounds {
 };
 /// When to come again after too many were looked up, in seconds.
 pub const LOOKUPS_RETRY_SECONDS: u32 = 1;
-/// After how many addresses the counters of those that have been quiet are dropped.
+/// After how many refused credentials the counters of addresses that have been quiet are dropped.
 pub const FAILED_ADDRESSES_KEPT: usize = 10_000;
 /// How many credentials that were recognised are remembered, so that a neighbour's failures do not hold them up.
 pub const RECOGNISED_TOKENS_KEPT: usize = 4096;
