@@ -1,9 +1,11 @@
-//! Admission reviews of a pod that asks for injection, beside the same framework answering the same bytes without looking.
+//! Admission reviews of a pod that asks for injection, over the operator's own listener without TLS, beside the same
+//! framework answering the same bytes without looking.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use barekey::api::listener::{Listener, Transport};
 use barekey::domain::access::AccessGrant;
 use barekey::domain::names::{Namespace, ObjectName, StageId, VariableName};
 use barekey::kubernetes::injection::{Authority, DeclaredStage, InjectionSettings};
@@ -14,7 +16,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::json;
 
-use crate::load::{Load, call, free_address, load, median, post, start_constant, wait_for};
+use crate::load::{Load, call, load, median, post, start_constant};
 
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(2);
@@ -77,19 +79,17 @@ pub(crate) fn run() {
     let (_given, given) = tokio::sync::watch::channel(Arc::new(settings));
     let mut registry = prometheus_client::registry::Registry::default();
     let state = webhook::State::new(OneStage, given, Metrics::register(&mut registry));
-    let address = free_address();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .unwrap();
+    let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let address = listener.address();
+    let (_running, stop) = tokio::sync::watch::channel(false);
     runtime.spawn(async move {
-        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
-        let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
-            stream.set_nodelay(true).ok();
-        });
-        axum::serve(listener, webhook::router(state)).await.unwrap();
+        let served = listener.serve(webhook::router(state), Transport::Plain, stop);
+        served.await.unwrap();
     });
-    wait_for(address);
 
     let review = post("/admission/pods", None, &review().to_string());
     let (status, answer) = call(address, &review);

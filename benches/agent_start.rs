@@ -1,12 +1,13 @@
 //! The start of a program through the agent (TLS, proof, fetch, `execve`) beside a plain start of the same program.
 //!
-//! The vault, its API and the TLS are the real ones; only the look-up of the pod at the Kubernetes API server, which is
+//! The vault, its API and the listener with its TLS are the real ones; only the look-up of the pod at the Kubernetes API server, which is
 //! not ours to measure, is answered at once.
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use barekey::api::listener::{Listener, Transport};
 use barekey::crypto::keys::MasterKey;
 use barekey::crypto::tokens::PresentedToken;
 use barekey::domain::access::PodCaller;
@@ -19,8 +20,8 @@ use barekey::vault::{Clock, Vault, VaultSettings};
 use base64::Engine;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-
-use crate::load::free_address;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 const STARTS: usize = 200;
 const SERVER_NAME: &str = "barekey.barekey.svc";
@@ -148,13 +149,13 @@ async fn serve(pod: &Arc<OnePod>, key: &str, folder: &std::path::Path) -> (Stage
         .unwrap()
         .signed_by(&leaf_key, &issuer)
         .unwrap();
-    let tls = axum_server::tls_rustls::RustlsConfig::from_der(
-        vec![leaf.der().to_vec()],
-        leaf_key.serialize_der(),
+    let certified = CertifiedKey::from_der(
+        vec![leaf.der().clone()],
+        PrivatePkcs8KeyDer::from(leaf_key.serialize_der()).into(),
+        &rustls::crypto::aws_lc_rs::default_provider(),
     )
-    .await
     .unwrap();
-    let address = free_address();
+    let tls = Transport::Tls(Arc::new(SingleCertAndKey::from(certified)));
     let router = barekey::api::router(
         vault,
         barekey::api::ApiSettings {
@@ -163,12 +164,13 @@ async fn serve(pod: &Arc<OnePod>, key: &str, folder: &std::path::Path) -> (Stage
             ),
         },
     );
-    tokio::spawn(
-        axum_server::bind_rustls(address, tls)
-            .map(|acceptor| acceptor.acceptor(axum_server::accept::NoDelayAcceptor::new()))
-            .serve(router.into_make_service_with_connect_info::<std::net::SocketAddr>()),
-    );
-    crate::load::wait_for(address);
+    let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let address = listener.address();
+    let (running, stop) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        listener.serve(router, tls, stop).await.unwrap();
+        drop(running);
+    });
     let token = folder.join("token");
     std::fs::write(&token, "header.payload.signature").unwrap();
     let settings = AgentSettings {

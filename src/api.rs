@@ -3,6 +3,7 @@
 //! A request is judged in the documented order: JSON, shape, credential, existence, work. Every answer carries the id of its
 //! request and `no-store`; every refusal, of whichever layer, has the same body ([`error`]).
 
+mod answers;
 mod callers;
 pub mod certificate_files;
 mod environment;
@@ -20,10 +21,12 @@ mod session;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::http::Method;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, get, post};
 
+use self::answers::Answers;
 use self::callers::FailedTokens;
 use self::error::Code;
 use self::metrics::HttpMetrics;
@@ -215,10 +218,22 @@ struct Inner {
     metrics: HttpMetrics,
     failures: FailedTokens,
     bodies: Shares,
-    document: String,
+    answers: Answers,
+    document: Bytes,
 }
 
 impl Api {
+    fn new(vault: Vault, settings: ApiSettings) -> Self {
+        Self(Arc::new(Inner {
+            vault,
+            metrics: settings.metrics,
+            failures: FailedTokens::new(),
+            bodies: Shares::new(limits::BODIES),
+            answers: Answers::new(),
+            document: document().to_string().into(),
+        }))
+    }
+
     pub(crate) fn vault(&self) -> &Vault {
         &self.0.vault
     }
@@ -236,20 +251,20 @@ impl Api {
         &self.0.bodies
     }
 
-    pub(crate) fn document(&self) -> &str {
-        &self.0.document
+    /// Room for the values of answers.
+    pub(crate) fn answers(&self) -> &Answers {
+        &self.0.answers
+    }
+
+    /// The OpenAPI document; copies share one text.
+    pub(crate) fn document(&self) -> Bytes {
+        self.0.document.clone()
     }
 }
 
 /// All routes of [`ROUTES`], with the layer that surrounds them. Another router may be merged in if it has no fallback.
 pub fn router(vault: Vault, settings: ApiSettings) -> Router {
-    let api = Api(Arc::new(Inner {
-        vault,
-        metrics: settings.metrics,
-        failures: FailedTokens::new(),
-        bodies: Shares::new(limits::BODIES),
-        document: document().to_string(),
-    }));
+    let api = Api::new(vault, settings);
     let mut router = Router::new();
     for route in ROUTES {
         router = router.route(route.path, (route.handler)());

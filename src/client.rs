@@ -5,7 +5,7 @@
 //! - A server is spoken to only after its certificate was checked against the given trust and the name that was asked for,
 //!   whatever address was connected to. Plain HTTP is spoken only where the URL says `http://`.
 //! - A call that changes something is sent again only when the server cannot have done it: no connection came about, or it
-//!   answered 429 or 503.
+//!   answered 429 or 503 and said when to come again.
 //! - Bodies are held in memory that is wiped; answers are bounded by [`ANSWER_BYTES_MAX`].
 
 mod calls;
@@ -132,7 +132,9 @@ impl Client {
                 token_refused = true;
                 true
             } else {
-                error.is_passing(changes)
+                // A server that may have begun a change says nothing of coming again; a stranger's word counts for nothing.
+                let not_begun = error.is_refused() && retry_after.is_some();
+                error.is_passing(changes) && (!changes || not_begun || error.is_unsent())
             };
             if !again || !retry.pause(retry_after).await {
                 return Err(error);

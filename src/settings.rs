@@ -142,6 +142,11 @@ pub enum SettingsError {
         "the database is neither sqlite:PATH nor postgres://USER:PASSWORD@HOST/NAME (--database, BAREKEY_DATABASE)"
     )]
     Database,
+    /// Options that nothing would heed.
+    #[error(
+        "a SQLite database takes no options: leave out the `?` and what is behind it (--database, BAREKEY_DATABASE)"
+    )]
+    SqliteOptions,
     /// Too long or zero.
     #[error("--value-bytes-max is {0}: it must be 1 to {VALUE_BYTES_MAX_CEILING}")]
     ValueBytesMax(usize),
@@ -150,6 +155,11 @@ pub enum SettingsError {
         "the API would speak plain HTTP on {0}: listen on a loopback address, or give --tls-certificate-file and --tls-key-file, or --kubernetes"
     )]
     PlainHttp(SocketAddr),
+    /// Pods and the API server trust the operator's own certificate alone.
+    #[error(
+        "with --kubernetes the operator makes its certificate itself: leave out --tls-certificate-file and --tls-key-file (BAREKEY_TLS_CERTIFICATE_FILE, BAREKEY_TLS_KEY_FILE)"
+    )]
+    TwoCertificates,
     /// Something that belongs to --kubernetes.
     #[error("--kubernetes needs {flag} (or {variable})")]
     Missing {
@@ -237,14 +247,14 @@ mod tests {
         let settings = serve(&whole).unwrap();
         assert_eq!(settings.wire, Wire::Made);
         assert_eq!(settings.kubernetes.unwrap().agent_delivery, "init");
+        let files = ["--tls-certificate-file", "c.pem", "--tls-key-file", "k.pem"];
+        let error = serve(&[&whole[..], &files].concat()).unwrap_err();
+        assert!(matches!(error, SettingsError::TwoCertificates));
     }
 
     #[test]
     fn the_admin_socket_is_beside_the_sqlite_file() {
-        for database in [
-            "sqlite:/data/barekey.db",
-            "sqlite:///data/barekey.db?mode=rwc",
-        ] {
+        for database in ["sqlite:/data/barekey.db", "sqlite:///data/barekey.db"] {
             let settings = serve(&["--database", database]).unwrap();
             assert_eq!(settings.admin_socket, Path::new("/data/barekey-admin.sock"));
         }
@@ -274,6 +284,15 @@ mod tests {
         let error = serve(&["--database", "mysql://root:hunter2@db/x"]).unwrap_err();
         assert!(matches!(error, SettingsError::Database));
         assert!(!error.to_string().contains("hunter2"));
+    }
+
+    #[test]
+    fn options_behind_a_sqlite_file_are_refused_and_those_of_postgresql_are_not() {
+        for database in ["sqlite:barekey.db?mode=rwc", "sqlite:///data/barekey.db?"] {
+            let error = serve(&["--database", database]).unwrap_err();
+            assert!(matches!(error, SettingsError::SqliteOptions), "{database}");
+        }
+        assert!(serve(&["--database", "postgres://db/barekey?sslmode=verify-full"]).is_ok());
     }
 
     #[test]

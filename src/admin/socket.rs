@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 
 use super::{Reply, Request, origin, perform};
 use crate::vault::Vault;
@@ -17,6 +18,8 @@ use crate::vault::Vault;
 const REQUEST_BYTES_MAX: u64 = 2 * 1024 * 1024;
 /// How long a request may take to arrive.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long requests that were begun may take once the server was told to stop.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 /// How many administrators are served at once.
 const CONNECTIONS_MAX: usize = 16;
 
@@ -63,6 +66,14 @@ pub enum AskError {
         path: PathBuf,
         /// What the system says.
         source: io::Error,
+    },
+    /// The request is one that the server would not read to its end.
+    #[error(
+        "the request is {length} bytes long and may have {REQUEST_BYTES_MAX}: give fewer heads; the newest of each chain is enough"
+    )]
+    TooLong {
+        /// How long it is, in bytes.
+        length: usize,
     },
     /// The answer is not one of this version.
     #[error("the server on {path} answers in another form: is it of another version?")]
@@ -123,13 +134,15 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Answers until `stop` turns true.
+    /// Answers until `stop` turns true, and lets what was begun end, for a while.
     pub async fn serve(self, vault: Vault, mut stop: watch::Receiver<bool>) {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut answering = JoinSet::new();
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
-                _ = stop.wait_for(|stop| *stop) => return,
+                Some(_) = answering.join_next() => continue,
+                _ = stop.wait_for(|stop| *stop) => break,
             };
             match accepted {
                 Ok((stream, _)) => {
@@ -137,7 +150,7 @@ impl Socket {
                         continue;
                     };
                     let vault = vault.clone();
-                    tokio::spawn(async move {
+                    answering.spawn(async move {
                         if let Err(error) = answer(stream, &vault).await {
                             tracing::warn!("an admin request broke off: {error}");
                         }
@@ -150,6 +163,11 @@ impl Socket {
                 }
             }
         }
+        let ended = async { while answering.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN_TIME_MAX, ended).await.is_err() {
+            tracing::warn!("admin requests that took too long to end were given up");
+        }
+        answering.shutdown().await;
     }
 }
 
@@ -159,23 +177,33 @@ async fn answer(mut stream: UnixStream, vault: &Vault) -> io::Result<()> {
         Err(_) => String::new(),
     };
     let mut asked = Vec::new();
-    let mut limited = (&mut stream).take(REQUEST_BYTES_MAX);
+    let mut limited = (&mut stream).take(REQUEST_BYTES_MAX + 1);
     tokio::time::timeout(REQUEST_TIME_MAX, limited.read_to_end(&mut asked))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    let reply = match serde_json::from_slice::<Request>(&asked) {
-        Ok(request) => perform(vault, &origin(who), request).await,
-        Err(error) => Reply::Refused {
-            message: format!(
-                "the request is not one of this version: line {}, column {}",
-                error.line(),
-                error.column()
-            ),
-        },
+    let reply = if is_too_long(asked.len()) {
+        Reply::Refused {
+            message: format!("the request is longer than {REQUEST_BYTES_MAX} bytes"),
+        }
+    } else {
+        match serde_json::from_slice::<Request>(&asked) {
+            Ok(request) => perform(vault, &origin(who), request).await,
+            Err(error) => Reply::Refused {
+                message: format!(
+                    "the request is not one of this version: line {}, column {}",
+                    error.line(),
+                    error.column()
+                ),
+            },
+        }
     };
     let reply = serde_json::to_vec(&reply).map_err(io::Error::other)?;
     stream.write_all(&reply).await?;
     stream.shutdown().await
+}
+
+fn is_too_long(length: usize) -> bool {
+    length as u64 > REQUEST_BYTES_MAX
 }
 
 /// Asks the running server.
@@ -204,6 +232,11 @@ pub async fn ask(path: &Path, request: &Request) -> Result<Reply, AskError> {
     let asked = serde_json::to_vec(request)
         .map_err(io::Error::other)
         .map_err(broken)?;
+    if is_too_long(asked.len()) {
+        return Err(AskError::TooLong {
+            length: asked.len(),
+        });
+    }
     stream.write_all(&asked).await.map_err(broken)?;
     stream.shutdown().await.map_err(broken)?;
     let mut replied = Vec::new();
@@ -217,6 +250,9 @@ pub async fn ask(path: &Path, request: &Request) -> Result<Reply, AskError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::PublishedHead;
+    use crate::crypto::keys::MasterKey;
+    use crate::vault::{Clock, VaultSettings};
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread()
@@ -258,6 +294,82 @@ mod tests {
             ));
         });
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    fn heads(count: usize) -> Request {
+        let head = PublishedHead {
+            chain: "org_0".to_owned(),
+            epoch: 1,
+            sequence: 1,
+            mac: "0".repeat(64),
+        };
+        Request::VerifyAudit {
+            published: vec![head; count],
+        }
+    }
+
+    async fn vault(directory: &Path) -> Vault {
+        struct Stopped;
+        impl Clock for Stopped {
+            fn now_ms(&self) -> i64 {
+                1_000
+            }
+        }
+        let settings = VaultSettings {
+            database: format!("sqlite:{}", directory.join("vault.db").display()),
+            master_key: MasterKey::from_base64(&format!("{}=", "A".repeat(43))).unwrap(),
+            accepted_risks: Vec::new(),
+            value_bytes_max: 1024,
+            pod_identity: None,
+        };
+        Vault::open(settings, Arc::new(Stopped)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_too_long_is_refused_on_either_side_with_what_would_pass() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let socket = Socket::bind(&path).await.unwrap();
+        let (_running, stop) = watch::channel(false);
+        let serving = tokio::spawn(socket.serve(vault(directory.path()).await, stop));
+
+        assert!(ask(&path, &heads(10_000)).await.is_ok());
+        let refused = ask(&path, &heads(100_000)).await.unwrap_err();
+        assert!(refused.to_string().contains("newest"), "{refused}");
+
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        let long = vec![b' '; usize::try_from(REQUEST_BYTES_MAX).unwrap() + 1];
+        stream.write_all(&long).await.unwrap();
+        let mut replied = String::new();
+        stream.read_to_string(&mut replied).await.unwrap();
+        assert!(replied.contains("longer than"), "{replied}");
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn a_request_that_was_begun_is_answered_before_the_socket_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let socket = Socket::bind(&path).await.unwrap();
+        let (running, stop) = watch::channel(false);
+        let serving = tokio::spawn(socket.serve(vault(directory.path()).await, stop));
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        let asked = serde_json::to_vec(&heads(0)).unwrap();
+        stream.write_all(&asked).await.unwrap();
+        // It is accepted, and waits for the end of the request.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        running.send_replace(true);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!serving.is_finished());
+        stream.shutdown().await.unwrap();
+        let mut replied = Vec::new();
+        stream.read_to_end(&mut replied).await.unwrap();
+        let reply: Reply = serde_json::from_slice(&replied).unwrap();
+        assert!(matches!(reply, Reply::Audit { .. }));
+        tokio::time::timeout(Duration::from_secs(5), serving)
+            .await
+            .expect("it ends")
+            .unwrap();
     }
 
     #[test]

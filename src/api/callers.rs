@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,10 @@ pub(crate) struct Call<A> {
     pub(crate) request_key: Option<String>,
     /// What.
     pub(crate) ask: A,
+    /// Whose room its answer takes.
+    pub(crate) address: Option<IpAddr>,
+    /// The room of what was asked, which is in memory until this is dropped.
+    pub(crate) room: Option<Share>,
 }
 
 impl<A: Ask> FromRequest<Api> for Call<A> {
@@ -58,17 +63,9 @@ impl<A: Ask> FromRequest<Api> for Call<A> {
 
     async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
-        // What the body takes is given back when its sender is known: what is done for those is bound elsewhere.
-        let mut room = api
-            .bodies()
-            .take(address(&parts), limits::BODY_BYTES_COUNTED);
-        let bytes = read_body(body, A::BODY_BYTES_MAX, room.as_mut())
-            .await
-            .inspect_err(|error| {
-                if error.code() == Code::RateLimited {
-                    api.metrics().rate_limited();
-                }
-            })?;
+        let address = address(&parts);
+        let mut room = api.bodies().take(address, limits::BODY_BYTES_COUNTED);
+        let bytes = read_body(body, A::BODY_BYTES_MAX, room.as_mut()).await?;
         let ask = A::shape(parse(&bytes)?)?;
         drop(bytes);
         let request_key = request_key(&parts.headers)?;
@@ -78,6 +75,8 @@ impl<A: Ask> FromRequest<Api> for Call<A> {
             origin,
             request_key,
             ask,
+            address,
+            room,
         })
     }
 }
@@ -250,9 +249,7 @@ async fn recognise(
     };
     let address = address(parts);
     // Held until the credential is counted.
-    let _lookup = api.failures().begin(address, &token).inspect_err(|_| {
-        api.metrics().rate_limited();
-    })?;
+    let _lookup = api.failures().begin(address, &token)?;
     match api.vault().authenticate(&token).await {
         Ok(caller) => {
             api.failures().recognised(&token);
@@ -261,7 +258,6 @@ async fn recognise(
         Err(error @ (AuthenticateError::Unknown | AuthenticateError::PodRefused { .. })) => {
             api.metrics().failed_token();
             if let Some(wait) = api.failures().failed(address, &token) {
-                api.metrics().rate_limited();
                 return Err(too_many(wait));
             }
             api.vault().count_unknown_caller();
@@ -399,6 +395,8 @@ struct Failures {
     limiter: DefaultKeyedRateLimiter<IpAddr>,
     clock: DefaultClock,
     waiting: RwLock<HashMap<IpAddr, Instant>>,
+    /// How many were counted since those that have been quiet were dropped.
+    counted: AtomicUsize,
 }
 
 impl Failures {
@@ -410,6 +408,7 @@ impl Failures {
             limiter: RateLimiter::keyed(Quota::per_second(per_second).allow_burst(burst)),
             clock: DefaultClock::default(),
             waiting: RwLock::default(),
+            counted: AtomicUsize::new(0),
         }
     }
 
@@ -424,26 +423,39 @@ impl Failures {
 
     /// Counts one; `Some` when the sender has sent too many and must wait so long.
     fn count(&self, sender: IpAddr) -> Option<Duration> {
+        if self.counted.fetch_add(1, Ordering::Relaxed) >= limits::FAILED_ADDRESSES_KEPT {
+            self.forget_quiet();
+        }
         let refused = self.limiter.check_key(&sender).err()?;
         let wait = refused.wait_time_from(self.clock.now());
+        let mut waiting = self.waiting.write().unwrap_or_else(PoisonError::into_inner);
+        waiting.insert(sender, Instant::now() + wait);
+        Some(wait)
+    }
+
+    /// Drops the counters that are as good as new. Looks at every one of them, so it is called once in many counts.
+    fn forget_quiet(&self) {
+        self.counted.store(0, Ordering::Relaxed);
+        self.limiter.retain_recent();
         let now = Instant::now();
         let mut waiting = self.waiting.write().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() >= limits::FAILED_ADDRESSES_KEPT {
-            waiting.retain(|_, until| *until > now);
-        }
-        waiting.insert(sender, now + wait);
-        if self.limiter.len() >= limits::FAILED_ADDRESSES_KEPT {
-            self.limiter.retain_recent();
-        }
-        Some(wait)
+        waiting.retain(|_, until| *until > now);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::metrics::HttpMetrics;
+    use crate::api::{ApiSettings, environment};
+    use crate::crypto::keys::MasterKey;
+    use crate::domain::audit::Source;
     use crate::protocol::environment::WriteRequest;
+    use crate::vault::{Clock, Vault, VaultSettings};
+    use axum::extract::State;
     use axum::response::IntoResponse;
+    use futures::FutureExt;
+    use std::sync::Arc;
 
     fn presented(text: &str) -> PresentedToken {
         PresentedToken::new(text.to_owned())
@@ -579,6 +591,81 @@ mod tests {
         assert!(failures.begin(pod(together), &bad).is_err());
         let elsewhere = Some("2001:db8:1:3::1".parse().unwrap());
         assert!(failures.begin(elsewhere, &bad).is_ok());
+    }
+
+    #[test]
+    fn addresses_that_fail_once_and_stay_quiet_are_forgotten() {
+        let failures = Failures::new(1000, 1);
+        let address = |number: usize| IpAddr::from(u128::try_from(number).unwrap().to_be_bytes());
+        for number in 0..limits::FAILED_ADDRESSES_KEPT {
+            assert_eq!(failures.count(address(number)), None);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        let later = address(limits::FAILED_ADDRESSES_KEPT);
+        failures.count(later);
+        assert!(failures.count(later).is_some(), "it was counted");
+        assert_eq!(failures.limiter.len(), 1);
+    }
+
+    /// The API of a new vault, and an owner's token.
+    async fn api_of(folder: &std::path::Path) -> (Api, String) {
+        struct Stopped;
+        impl Clock for Stopped {
+            fn now_ms(&self) -> i64 {
+                1_000
+            }
+        }
+        let settings = VaultSettings {
+            database: format!("sqlite:{}", folder.join("vault.db").display()),
+            master_key: MasterKey::from_base64(&format!("{}=", "A".repeat(43))).unwrap(),
+            accepted_risks: Vec::new(),
+            value_bytes_max: 1024,
+            pod_identity: None,
+        };
+        let vault = Vault::open(settings, Arc::new(Stopped)).await.unwrap();
+        let origin = Origin {
+            source: Source::Admin,
+            ip: String::new(),
+            user_agent: String::new(),
+            request_id: "req_0".to_owned(),
+        };
+        let (_, made) = vault
+            .bootstrap(&origin, &"acme".parse().unwrap())
+            .await
+            .unwrap();
+        let metrics = HttpMetrics::register(&mut prometheus_client::registry::Registry::default());
+        let api = Api::new(vault, ApiSettings { metrics });
+        (api, made.token.reveal_text().unwrap().to_owned())
+    }
+
+    #[tokio::test]
+    async fn what_was_asked_takes_room_until_it_is_done_even_when_nobody_waits_for_the_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let (api, token) = api_of(folder.path()).await;
+        let peer = SocketAddr::from(([192, 0, 2, 1], 1));
+        let body = serde_json::json!({"projectSlug": "shop", "stageSlug": "staging", "mode": "upsert",
+            "entries": [{"name": "A", "kind": "secret", "value": "1"}]});
+        let request = Request::builder()
+            .header(header::AUTHORIZATION, format!("Bearer {token}"))
+            .extension(ConnectInfo(peer))
+            .extension(RequestId("req_1".to_owned()))
+            .body(Body::from(body.to_string()))
+            .unwrap();
+        let all_is_free = || {
+            let all = api.bodies().take(Some(peer.ip()), limits::BODIES.address);
+            all.is_some()
+        };
+        let call = Call::<environment::Change>::from_request(request, &api)
+            .await
+            .unwrap_or_else(|refused| panic!("{}", refused.message()));
+        assert!(!all_is_free(), "it waits to be done");
+        let mut writing = Box::pin(environment::write(State(api.clone()), call));
+        assert!(writing.as_mut().now_or_never().is_none());
+        drop(writing);
+        assert!(!all_is_free(), "it is being done");
+        while !all_is_free() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// A body that sends so many bytes and then neither more nor its end.

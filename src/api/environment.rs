@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 
 use super::Api;
 use super::callers::{Ask, Call};
@@ -70,6 +71,13 @@ fn each_once<'a>(names: impl IntoIterator<Item = &'a VariableName>) -> Result<()
     }
 }
 
+/// How many bytes so many values take at most.
+fn values_max(api: &Api, count: usize) -> usize {
+    count
+        .saturating_mul(api.vault().value_bytes_max())
+        .min(limits::STAGE_BYTES_COUNTED)
+}
+
 /// The text of a value on its way into an answer.
 fn revealed(value: &Plaintext) -> Result<Value, ApiError> {
     value
@@ -83,9 +91,9 @@ fn revealed(value: &Plaintext) -> Result<Value, ApiError> {
         })
 }
 
-fn evaluated(opened: &Opened) -> Result<EvaluatedVariable, ApiError> {
+fn evaluated(opened: Opened) -> Result<EvaluatedVariable, ApiError> {
     Ok(EvaluatedVariable {
-        name: opened.name.to_string(),
+        name: opened.name.into(),
         kind: opened.kind.to_string(),
         declared_type: opened.declared_type.to_string(),
         visibility: opened.visibility.to_string(),
@@ -123,7 +131,11 @@ impl Ask for Evaluate {
 pub(crate) async fn evaluate(
     State(api): State<Api>,
     call: Call<Evaluate>,
-) -> Result<Json<EvaluateResponse>, ApiError> {
+) -> Result<Response, ApiError> {
+    let room = api
+        .answers()
+        .room(call.address, values_max(&api, 1))
+        .await?;
     let opened = api
         .vault()
         .evaluate(
@@ -135,11 +147,11 @@ pub(crate) async fn evaluate(
         )
         .await
         .map_err(|error| ApiError::of_read(error, Absent::Variable))?;
-    let opened = opened.first().ok_or_else(ApiError::internal)?;
-    Ok(Json(EvaluateResponse {
+    let opened = opened.into_iter().next().ok_or_else(ApiError::internal)?;
+    room.fill(EvaluateResponse {
         variable: evaluated(opened)?,
         request_id: call.origin.request_id,
-    }))
+    })
 }
 
 pub(crate) struct EvaluateBatch {
@@ -197,7 +209,11 @@ fn entry_asked(entry: &EvaluateBatchEntry) -> Result<variables::Ask, ApiError> {
 pub(crate) async fn evaluate_batch(
     State(api): State<Api>,
     call: Call<EvaluateBatch>,
-) -> Result<Json<EvaluateBatchResponse>, ApiError> {
+) -> Result<Response, ApiError> {
+    let room = api
+        .answers()
+        .room(call.address, values_max(&api, call.ask.asks.len()))
+        .await?;
     let opened = api
         .vault()
         .evaluate(
@@ -209,10 +225,13 @@ pub(crate) async fn evaluate_batch(
         )
         .await
         .map_err(|error| ApiError::of_read(error, Absent::Variable))?;
-    Ok(Json(EvaluateBatchResponse {
-        results: opened.iter().map(evaluated).collect::<Result<_, _>>()?,
+    room.fill(EvaluateBatchResponse {
+        results: opened
+            .into_iter()
+            .map(evaluated)
+            .collect::<Result<_, _>>()?,
         request_id: call.origin.request_id,
-    }))
+    })
 }
 
 pub(crate) struct Pull {
@@ -240,10 +259,11 @@ impl Ask for Pull {
     request_body = PullRequest,
     responses((status = 200, description = "Every variable of the stage", body = PullResponse))
 )]
-pub(crate) async fn pull(
-    State(api): State<Api>,
-    call: Call<Pull>,
-) -> Result<Json<PullResponse>, ApiError> {
+pub(crate) async fn pull(State(api): State<Api>, call: Call<Pull>) -> Result<Response, ApiError> {
+    let room = api
+        .answers()
+        .room(call.address, limits::STAGE_BYTES_COUNTED)
+        .await?;
     let opened = api
         .vault()
         .pull(
@@ -255,13 +275,13 @@ pub(crate) async fn pull(
         .await
         .map_err(|error| ApiError::of_read(error, Absent::Environment))?;
     let variables = opened
-        .iter()
-        .map(|variable| Ok((variable.name.to_string(), revealed(&variable.value)?)))
+        .into_iter()
+        .map(|variable| Ok((variable.name.into(), revealed(&variable.value)?)))
         .collect::<Result<BTreeMap<_, _>, ApiError>>()?;
-    Ok(Json(PullResponse {
+    room.fill(PullResponse {
         variables,
         request_id: call.origin.request_id,
-    }))
+    })
 }
 
 pub(crate) struct List {
@@ -390,16 +410,30 @@ pub(crate) async fn write(
     State(api): State<Api>,
     call: Call<Change>,
 ) -> Result<Json<WriteResponse>, ApiError> {
-    let written = api
-        .vault()
-        .write(&call.caller, &call.origin, &call.ask.target, call.ask.write)
-        .await?;
+    let Call {
+        caller,
+        origin,
+        ask,
+        room,
+        ..
+    } = call;
+    let request_id = origin.request_id.clone();
+    // A task of its own, since a write that is queued stays in memory when its caller hangs up, and so does its room.
+    let writing = tokio::spawn(async move {
+        let written = api
+            .vault()
+            .write(&caller, &origin, &ask.target, ask.write)
+            .await;
+        drop(room);
+        written
+    });
+    let written = writing.await.map_err(|_| ApiError::internal())??;
     let texts = |names: Vec<VariableName>| names.into_iter().map(String::from).collect();
     Ok(Json(WriteResponse {
         created: texts(written.created),
         updated: texts(written.updated),
         deleted: texts(written.deleted),
-        request_id: call.origin.request_id,
+        request_id,
     }))
 }
 

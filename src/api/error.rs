@@ -223,7 +223,29 @@ impl ApiError {
             CreateError::Refused(refusal) => refusal.into(),
             CreateError::NoProject(_) => Self::new(Code::EnvironmentNotFound, message),
             CreateError::SlugTaken(_) => Self::new(failed, message),
-            CreateError::Unavailable(cause) => cause.into(),
+            CreateError::Unavailable(cause) => Self::of_change(cause),
+        }
+    }
+
+    /// Why a change was not made, or nobody knows whether it was. Only in the first case may the caller simply come again:
+    /// clients repeat a change when they are told when to, and not otherwise.
+    fn of_change(cause: Unavailable) -> Self {
+        let is_uncertain = cause.is_uncertain();
+        Self::of_unmade(cause, is_uncertain)
+    }
+
+    fn of_unmade(cause: Unavailable, is_uncertain: bool) -> Self {
+        if is_uncertain {
+            return Self::new(
+                Code::StorageUnavailable,
+                "the database did not say whether it made the change: it may or may not have been made; look before you try again",
+            )
+            .because(cause);
+        }
+        let message = "the database cannot be used right now; nothing was changed, try again";
+        Self {
+            message: message.to_owned(),
+            ..cause.into()
         }
     }
 }
@@ -235,7 +257,7 @@ impl From<WriteError> for ApiError {
             WriteError::Refused(refusal) => refusal.into(),
             WriteError::NoEnvironment { .. } => Self::new(Code::EnvironmentNotFound, message),
             WriteError::Invalid { .. } => Self::new(Code::InvalidRequest, message),
-            WriteError::Unavailable(cause) => cause.into(),
+            WriteError::Unavailable(cause) => Self::of_change(cause),
         }
     }
 }
@@ -302,7 +324,7 @@ impl From<Unavailable> for ApiError {
     fn from(cause: Unavailable) -> Self {
         Self::new(
             Code::StorageUnavailable,
-            "the database cannot be used right now; nothing was changed, try again",
+            "the database cannot be used right now; try again",
         )
         .retry_after(STORAGE_RETRY_SECONDS)
         .because(cause)
@@ -338,6 +360,38 @@ mod tests {
             "the database cannot be used right now: connection to 10.0.0.7 refused"
         );
         assert_eq!(error.into_response().headers()[header::RETRY_AFTER], "1");
+    }
+
+    #[test]
+    fn a_change_that_was_not_begun_may_be_sent_again() {
+        for cause in [
+            ApiError::from(WriteError::Unavailable(Unavailable {
+                source: "the vault is closed".into(),
+            })),
+            ApiError::of_create(
+                CreateError::Unavailable(Unavailable {
+                    source: "the vault is closed".into(),
+                }),
+                Code::ProjectCreateFailed,
+            ),
+        ] {
+            assert_eq!(cause.code(), Code::StorageUnavailable);
+            assert!(cause.message().contains("nothing was changed"));
+            assert_eq!(cause.into_response().headers()[header::RETRY_AFTER], "1");
+        }
+    }
+
+    #[test]
+    fn a_change_that_may_have_been_made_is_not_called_undone_and_not_asked_for_again() {
+        let cause = Unavailable {
+            source: "the connection broke".into(),
+        };
+        let error = ApiError::of_unmade(cause, true);
+        assert_eq!(error.code(), Code::StorageUnavailable);
+        assert!(error.message().contains("may or may not"));
+        assert!(error.causes().is_some());
+        let response = error.into_response();
+        assert!(!response.headers().contains_key(header::RETRY_AFTER));
     }
 
     #[test]

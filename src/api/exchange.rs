@@ -61,6 +61,9 @@ pub(crate) async fn surround(State(api): State<Api>, mut request: Request, next:
     };
     let response = finish(response, &id, &method, route);
 
+    if response.status() == StatusCode::TOO_MANY_REQUESTS {
+        api.metrics().rate_limited();
+    }
     api.metrics()
         .observe(route, response.status(), started.elapsed());
     response

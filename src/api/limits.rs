@@ -1,4 +1,9 @@
 //! What the HTTP API takes at most, and for how long it waits.
+//!
+//! What can be in memory at once, of the 512 MiB that the chart gives the operator: what was asked ([`BODIES`], 32 MiB),
+//! values that are read ([`VALUES_BYTES_MAX`], 96 MiB), answers until they were sent ([`ANSWERS`], 64 MiB), the vault's cache
+//! (64 MiB), the webhook's reviews (32 MiB while they arrive, 64 MiB while they are answered): 352 MiB. The rest is for
+//! connections, for the text of the answers that the threads are making, and for the program.
 
 use std::time::Duration;
 
@@ -8,8 +13,7 @@ use crate::domain::shares::Bounds;
 pub const WRITE_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The longest body of every other route, in bytes.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
-/// Whose bodies may be in memory at once, in bytes, until their sender is known. Reviews of the webhook have as much of
-/// their own (`kubernetes::webhook`): both together are a fraction of the memory that the chart gives the operator.
+/// Whose bodies may be in memory at once, in bytes, until what they ask is done.
 pub const BODIES: Bounds = Bounds {
     all: 32 * 1024 * 1024,
     address: 16 * 1024 * 1024,
@@ -21,6 +25,26 @@ pub const BODIES: Bounds = Bounds {
 pub const BODY_BYTES_COUNTED: usize = 4 * 1024;
 /// When to come again after there was no room for a body, in seconds.
 pub const BODY_RETRY_SECONDS: u32 = 1;
+/// What the values of one stage count while they are read, in bytes: the clear text of as much as a stage may hold sealed.
+pub const STAGE_BYTES_COUNTED: usize = 6 * 1024 * 1024;
+/// How many bytes of values may be read at once: those of 16 stages. They are in the clear until the record is durable.
+pub const VALUES_BYTES_MAX: usize = 16 * STAGE_BYTES_COUNTED;
+/// How long a read may wait until others are done.
+pub const VALUES_TIME_MAX: Duration = Duration::from_secs(10);
+/// Whose answers with values may be in memory at once, in bytes, until they were sent.
+pub const ANSWERS: Bounds = Bounds {
+    all: 64 * 1024 * 1024,
+    address: 32 * 1024 * 1024,
+    network: 48 * 1024 * 1024,
+    kept: 16 * 1024 * 1024,
+    little: ANSWER_BYTES_COUNTED_MAX + ANSWER_BYTES_COUNTED,
+};
+/// What any answer counts beside its bytes, from when it waits to be made.
+pub const ANSWER_BYTES_COUNTED: usize = 16 * 1024;
+/// What one answer counts at most beside that: a stage that is escaped all through takes more, and is answered all the same.
+pub const ANSWER_BYTES_COUNTED_MAX: usize = 12 * 1024 * 1024;
+/// When to come again after there was no room for an answer, in seconds.
+pub const ANSWER_RETRY_SECONDS: u32 = 1;
 /// How long a body may take to arrive.
 pub const BODY_TIME_MAX: Duration = Duration::from_secs(15);
 /// How long a TLS handshake may take.
@@ -45,8 +69,11 @@ pub const CONNECTIONS: Bounds = Bounds {
 /// 90 seconds after which the clients of Go and of hyper end it, so that no request of the API server or of an agent meets
 /// the end.
 pub const IDLE_TIME_MAX: Duration = Duration::from_secs(100);
+/// How long a request may take, from its headers until its answer was sent; its connection ends with it. Longer than any
+/// answer takes that still comes, over a slow line too.
+pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);
 /// How many requests one HTTP/2 connection may have under way.
-pub const STREAMS_MAX: u32 = 256;
+pub const STREAMS_MAX: u32 = 64;
 /// How often an HTTP/2 connection is asked whether it is still there, and how long it may take to answer.
 pub const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long open requests may take once the server was told to stop.
@@ -86,7 +113,7 @@ pub const LOOKUPS: Bounds = Bounds {
 };
 /// When to come again after too many were looked up, in seconds.
 pub const LOOKUPS_RETRY_SECONDS: u32 = 1;
-/// After how many addresses the counters of those that have been quiet are dropped.
+/// After how many refused credentials the counters of addresses that have been quiet are dropped.
 pub const FAILED_ADDRESSES_KEPT: usize = 10_000;
 /// How many credentials that were recognised are remembered, so that a neighbour's failures do not hold them up.
 pub const RECOGNISED_TOKENS_KEPT: usize = 4096;

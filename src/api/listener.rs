@@ -1,15 +1,16 @@
 //! A port that is listened on: TLS or plain, HTTP/1 and HTTP/2, with a cap on connections and time limits.
 //!
 //! axum-server accepts and serves; what stands here is what it leaves open: `TCP_NODELAY` (without it small answers wait
-//! 40 ms), a limit on open connections with a share for each peer, and an end for those that never send a byte or have no
-//! request under way. hyper ends the latter by itself over HTTP/1 alone; pings keep none open.
+//! 40 ms), a limit on open connections with a share for each peer, and an end for those that never send a byte, have no
+//! request under way, or have one that takes too long, such as one whose answer is never read. hyper ends those without a
+//! request by itself over HTTP/1 alone; pings keep none open.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -176,6 +177,8 @@ struct Patience {
     first_byte: Duration,
     /// Without a request under way.
     idle: Duration,
+    /// With the same request under way.
+    request: Duration,
 }
 
 /// Takes a place among the open connections before anything else is done, and closes the connection when there is none.
@@ -191,6 +194,7 @@ impl<A> Guard<A> {
         let patience = Patience {
             first_byte: limits::HEADER_TIME_MAX,
             idle: limits::IDLE_TIME_MAX,
+            request: limits::REQUEST_TIME_MAX,
         };
         Self::with(inner, limits::CONNECTIONS, patience)
     }
@@ -243,24 +247,51 @@ where
 
 /// The requests of one connection so far.
 #[derive(Default)]
-struct Requests {
-    begun: AtomicUsize,
-    ended: AtomicUsize,
+struct Requests(Mutex<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    begun: usize,
+    ended: usize,
+    /// Those under way, each by its number with when it began; the oldest first.
+    underway: VecDeque<(usize, Instant)>,
+}
+
+impl Requests {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When the oldest of those under way began.
+    fn oldest(&self) -> Option<Instant> {
+        self.counts().underway.front().map(|(_, begun)| *begun)
+    }
 }
 
 /// A request under way: from its headers until its answer was handed over.
-struct Underway(Arc<Requests>);
+struct Underway {
+    requests: Arc<Requests>,
+    number: usize,
+}
 
 impl Underway {
     fn begin(requests: &Arc<Requests>) -> Self {
-        requests.begun.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(requests))
+        let mut counts = requests.counts();
+        let number = counts.begun;
+        counts.begun += 1;
+        counts.underway.push_back((number, Instant::now()));
+        Self {
+            requests: Arc::clone(requests),
+            number,
+        }
     }
 }
 
 impl Drop for Underway {
     fn drop(&mut self) {
-        self.0.ended.fetch_add(1, Ordering::Relaxed);
+        let mut counts = self.requests.counts();
+        counts.ended += 1;
+        counts.underway.retain(|(number, _)| *number != self.number);
     }
 }
 
@@ -323,11 +354,14 @@ impl HttpBody for CountedBody {
     }
 }
 
-/// A connection that holds its place, and ends if its first byte does not come in time or no request is under way for long.
+/// A connection that holds its place, and ends if its first byte does not come in time, no request is under way for long,
+/// or one is for too long.
 struct Guarded<S> {
     stream: S,
     idle: Duration,
     timer: Pin<Box<Sleep>>,
+    request: Duration,
+    request_timer: Pin<Box<Sleep>>,
     has_sent: bool,
     requests: Arc<Requests>,
     /// How many requests had ended when the timer was set.
@@ -341,6 +375,8 @@ impl<S> Guarded<S> {
             stream,
             idle: patience.idle,
             timer: Box::pin(tokio::time::sleep(patience.first_byte)),
+            request: patience.request,
+            request_timer: Box::pin(tokio::time::sleep(patience.request)),
             has_sent: false,
             requests,
             ended: 0,
@@ -352,14 +388,43 @@ impl<S> Guarded<S> {
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.timer.as_mut().poll(cx));
-            let ended = self.requests.ended.load(Ordering::Relaxed);
-            let begun = self.requests.begun.load(Ordering::Relaxed);
+            let (begun, ended) = {
+                let counts = self.requests.counts();
+                (counts.begun, counts.ended)
+            };
             if begun == ended && ended == self.ended {
                 return Poll::Ready(());
             }
             self.ended = ended;
             self.timer.as_mut().reset(Instant::now() + self.idle);
         }
+    }
+
+    /// Ready when the oldest request takes too long.
+    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.request_timer.as_mut().poll(cx));
+            let now = Instant::now();
+            let until = self.requests.oldest().unwrap_or(now) + self.request;
+            if until <= now {
+                return Poll::Ready(());
+            }
+            self.request_timer.as_mut().reset(until);
+        }
+    }
+
+    /// What a write came to, or its end when it waits and a request takes too long: whoever does not read its answer may
+    /// not send either, and then nothing else looks at the time.
+    fn written<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_pending() {
+            ready!(self.poll_overdue(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        written
     }
 }
 
@@ -378,6 +443,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             }
             return read;
         }
+        if self.poll_overdue(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         ready!(self.poll_idle(cx));
         Poll::Ready(if self.has_sent {
             // As if the other side had ended it: what is left is sent, and the connection closed in order.
@@ -394,15 +462,18 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.written(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.written(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.written(cx, shut)
     }
 
     fn poll_write_vectored(
@@ -410,7 +481,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.written(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -449,12 +521,14 @@ mod tests {
         Patience {
             first_byte: Duration::from_millis(milliseconds),
             idle: Duration::from_millis(milliseconds),
+            ..PATIENT
         }
     }
 
     const PATIENT: Patience = Patience {
         first_byte: Duration::from_secs(60),
         idle: Duration::from_secs(60),
+        request: Duration::from_secs(60),
     };
 
     #[test]
@@ -544,6 +618,58 @@ mod tests {
                 );
                 assert_eq!(begun.elapsed() > answering, lives);
                 assert_eq!(came.windows(4).any(|it| it == b"done"), lives);
+                pinging.abort();
+            }
+            serving.abort();
+        });
+    }
+
+    #[test]
+    fn a_connection_whose_answer_nobody_reads_ends_whatever_comes_over_it() {
+        // More than the buffers of two sockets hold.
+        let long = Bytes::from(vec![b'x'; 64 * 1024 * 1024]);
+        runtime().block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.set_nonblocking(true).unwrap();
+            let address = listener.local_addr().unwrap();
+            let patience = Patience {
+                request: Duration::from_millis(300),
+                ..PATIENT
+            };
+            let guard = Guard::with(Raw, limits::CONNECTIONS, patience);
+            let places = guard.places.clone();
+            let mut server = axum_server::from_tcp(listener).unwrap().acceptor(guard);
+            limit(&mut server);
+            let router = Router::new().route("/", axum::routing::get(async move || long.clone()));
+            let service = router.into_make_service_with_connect_info::<SocketAddr>();
+            let serving = tokio::spawn(server.serve(service));
+            let all_are_free =
+                || places.take(None, limits::CONNECTIONS_MAX - limits::CONNECTIONS.kept);
+
+            // HTTP/2: SETTINGS with an INITIAL_WINDOW_SIZE of nothing, `GET /`, and pings for ever.
+            let settings = frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]);
+            let get = frame(1, 5, 1, &[0x82, 0x86, 0x84, 0x41, 1, b'a']);
+            let second = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &settings, &get].concat();
+            // HTTP/1: a second request behind the first, so that nothing more is read until the first is answered.
+            let first = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n".repeat(2);
+            for (opening, pings) in [(second, true), (first, false)] {
+                let (_reads, mut writes) = TcpStream::connect(address).await.unwrap().into_split();
+                writes.write_all(&opening).await.unwrap();
+                let pinging = tokio::spawn(async move {
+                    while !pings || writes.write_all(&frame(6, 0, 0, &[7; 8])).await.is_ok() {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                });
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                assert!(all_are_free().is_none(), "it is being answered");
+                let ended = async {
+                    while all_are_free().is_none() {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                };
+                tokio::time::timeout(Duration::from_secs(20), ended)
+                    .await
+                    .expect("it ends");
                 pinging.abort();
             }
             serving.abort();

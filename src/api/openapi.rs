@@ -1,5 +1,6 @@
 //! The OpenAPI document: bodies from the types of [`crate::protocol`], routes from the handlers, refusals from the table.
 
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
@@ -41,10 +42,11 @@ struct Handlers;
     responses((status = 200, description = "This document", content_type = "application/json"))
 )]
 pub(crate) async fn serve(State(api): State<Api>) -> impl IntoResponse {
-    (
-        [(header::CONTENT_TYPE, "application/json")],
-        api.document().to_owned(),
-    )
+    answer(api.document())
+}
+
+fn answer(document: Bytes) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], document)
 }
 
 /// The whole document.
@@ -149,6 +151,8 @@ fn describe(route: &Route, operation: &mut Map<String, Value>) {
 mod tests {
     use std::collections::BTreeSet;
 
+    use http_body_util::BodyExt;
+
     use super::*;
 
     #[test]
@@ -165,6 +169,17 @@ mod tests {
             .map(|route| (route.path.to_owned(), route.method.to_string()))
             .collect();
         assert_eq!(documented, table);
+    }
+
+    #[tokio::test]
+    async fn every_answer_with_the_document_shares_one_text() {
+        let document = Bytes::from(document().to_string());
+        let mut begins = Vec::new();
+        for _ in 0..2 {
+            let body = answer(document.clone()).into_response().into_body();
+            begins.push(body.collect().await.unwrap().to_bytes().as_ptr());
+        }
+        assert_eq!(begins, [document.as_ptr(); 2]);
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! `POST /v1/pod/values`: what the agent in a pod asks.
 
-use axum::Json;
+use std::collections::BTreeSet;
+
 use axum::extract::State;
+use axum::response::Response;
 
 use super::Api;
 use super::callers::{Ask, Call};
 use super::error::{ApiError, Code};
+use super::limits;
 use crate::domain::access::Caller;
 use crate::protocol::environment::Value;
 use crate::protocol::pod::{PodValue, PodValuesRequest, PodValuesResponse};
@@ -43,7 +46,7 @@ impl Ask for PodValues {
 pub(crate) async fn values(
     State(api): State<Api>,
     call: Call<PodValues>,
-) -> Result<Json<PodValuesResponse>, ApiError> {
+) -> Result<Response, ApiError> {
     let pod = match &call.caller {
         Caller::Pod(pod) => pod,
         Caller::Token(_) => {
@@ -53,9 +56,12 @@ pub(crate) async fn values(
             ));
         }
     };
+    let stages: BTreeSet<_> = pod.allowances.iter().map(|it| &it.stage).collect();
+    let bytes_max = stages.len().saturating_mul(limits::STAGE_BYTES_COUNTED);
+    let room = api.answers().room(call.address, bytes_max).await?;
     let read = api.vault().read_for_pod(pod, &call.origin).await?;
     let values = read
-        .iter()
+        .into_iter()
         .map(|value| {
             let text = value.value.reveal_text().ok_or_else(|| {
                 ApiError::new(
@@ -73,9 +79,9 @@ pub(crate) async fn values(
             })
         })
         .collect::<Result<Vec<_>, ApiError>>()?;
-    Ok(Json(PodValuesResponse {
+    room.fill(PodValuesResponse {
         v: FORM_VERSION,
         values,
         request_id: call.origin.request_id,
-    }))
+    })
 }

@@ -255,6 +255,7 @@ async fn run(settings: ServeSettings) -> anyhow::Result<()> {
     // Whatever ends first ends all: the signal as asked, a task as a fault.
     let fault = tokio::select! {
         () = told_to_stop.any() => None,
+        () = vault.closed() => Some(anyhow::anyhow!("the vault's writer ended by itself")),
         ended = tasks.join_next() => Some(match ended {
             Some(Ok((name, Ok(())))) => anyhow::anyhow!("the part `{name}` ended by itself"),
             Some(Ok((name, Err(error)))) => error.context(format!("the part `{name}` failed")),

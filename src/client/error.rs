@@ -100,6 +100,16 @@ impl ClientError {
         self.is_passing(false)
     }
 
+    /// Whether the server has not seen the call.
+    pub(super) fn is_unsent(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+
+    /// Whether the server itself said no.
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(self, Self::Refused { .. })
+    }
+
     /// Whether the server did not take the credential.
     pub(super) fn is_unauthorized(&self) -> bool {
         matches!(self, Self::Refused { status: 401, .. })

@@ -151,12 +151,28 @@ fn a_server_that_is_busy_or_away_is_asked_again() {
 #[test]
 fn a_change_is_sent_again_when_the_server_was_too_busy_to_look_at_it() {
     let server = Server::start(|request| match request.number {
-        0 => error(503, "STORAGE_UNAVAILABLE", "later"),
+        0 => error(503, "STORAGE_UNAVAILABLE", "later").with_header("Retry-After: 0"),
         _ => error(400, "PROJECT_CREATE_FAILED", "taken"),
     });
     let refused = create_project(&client_of(&server)).unwrap_err();
     assert!(refused.to_string().contains("taken"), "{refused}");
     assert_eq!(server.requests().len(), 2);
+}
+
+#[test]
+fn a_change_that_the_server_may_have_made_is_not_sent_again_and_a_read_is() {
+    let uncertain = || error(503, "STORAGE_UNAVAILABLE", "look before you try again");
+    let server = Server::start(move |_| uncertain());
+    let refused = create_project(&client_of(&server)).unwrap_err();
+    assert!(refused.to_string().contains("look"), "{refused}");
+    assert_eq!(server.requests().len(), 1);
+    assert!(list_projects(&client_of(&server)).is_err());
+    assert_eq!(server.requests().len(), 4);
+
+    // Something in front of the server does not know what the server did.
+    let server = Server::start(|_| reply(503, "busy").with_header("Retry-After: 0"));
+    assert!(create_project(&client_of(&server)).is_err());
+    assert_eq!(server.requests().len(), 1);
 }
 
 #[test]

@@ -188,6 +188,9 @@ impl ServeArguments {
         let vault = self.vault.check()?;
         let kubernetes = self.kubernetes.check()?;
         let wire = match (self.tls_certificate_file, self.tls_key_file) {
+            (Some(_), Some(_)) if kubernetes.is_some() => {
+                return Err(SettingsError::TwoCertificates);
+            }
             (Some(certificate), Some(key)) => Wire::Files { certificate, key },
             _ if kubernetes.is_some() => Wire::Made,
             _ if is_loopback(self.listen.ip()) => Wire::Plain,

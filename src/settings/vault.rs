@@ -112,6 +112,9 @@ impl VaultSource {
 
 impl VaultArguments {
     pub(super) fn check(self) -> Result<VaultSource, SettingsError> {
+        if self.database.starts_with("sqlite:") && self.database.contains('?') {
+            return Err(SettingsError::SqliteOptions);
+        }
         let sqlite_file = sqlite_file(&self.database);
         let postgres = ["postgres://", "postgresql://"]
             .iter()
@@ -134,10 +137,9 @@ impl VaultArguments {
     }
 }
 
-/// The file of `sqlite:PATH`, `sqlite://PATH` or either with `?…` behind it; `None` for other databases and for one in memory.
+/// The file of `sqlite:PATH` or `sqlite://PATH`; `None` for other databases and for one in memory.
 fn sqlite_file(database: &str) -> Option<PathBuf> {
     let rest = database.strip_prefix("sqlite:")?;
-    let rest = rest.strip_prefix("//").unwrap_or(rest);
-    let path = rest.split('?').next().unwrap_or_default();
+    let path = rest.strip_prefix("//").unwrap_or(rest);
     (!path.is_empty() && path != ":memory:").then(|| PathBuf::from(path))
 }
