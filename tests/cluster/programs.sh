@@ -73,7 +73,7 @@ build_images() { # FOLDER
   tar -C "$staging/root" --owner 0 --group 0 --sort name --mtime @0 -cf "$staging/busybox.tar" .
   cp "$(programs)/coredns" "$staging"
   for name in docker.io/library/busybox:stable registry.local/{pause,coredns}:1; do
-    "$HERE/image" "$HERE/Containerfile" "$staging" "$name" "$1"
+    TMPDIR=$staging "$HERE/image" "$HERE/Containerfile" "$staging" "$name" "$1"
   done
   rm -r "$staging"
 }

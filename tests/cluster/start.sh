@@ -28,7 +28,7 @@ start() {
 # ---- the state folder ----
 
 make_state() {
-  mkdir "$NODE"/{log,cni,kubelet,private,private/{run,log,lib,work},tunables,volumes}
+  mkdir "$NODE"/{log,cni,kubelet,private,private/{run,log,lib,work},tmp,tunables,volumes}
   mkdir -m 0700 "$NODE"/{conf,pki}
   make_cgroups
   configure

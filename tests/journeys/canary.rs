@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 pub(crate) use self::keys::{DATA_KEYS, SEALED_KEYS};
 use self::scan::Needles;
 use crate::harness::{
-    Installation, Journey, Namespace, Organization, Place, Program, eventually, kubectl,
-    random_text, secrets, sha256_hex,
+    Installation, Journey, KEPT_LOGS, Namespace, Organization, Place, Program, eventually, get,
+    kubectl, random_text, secrets, sha256_hex,
 };
 
 pub(crate) fn journeys() -> Vec<Journey> {
@@ -113,6 +113,7 @@ fn needles_with(keys: Vec<(String, Vec<u8>)>) -> Needles {
         all.iter()
             .map(|(label, secret)| (label.as_str(), secret.as_slice())),
     )
+    .and_every_token()
 }
 
 fn nothing_in_the_api_or_the_logs(namespace: &Namespace) {
@@ -160,9 +161,7 @@ fn nothing_in_the_api_or_the_logs(namespace: &Namespace) {
     }
     assert!(
         needles.within(walked.value.as_bytes()).len() == 1
-            && !needles
-                .within(walked.organization.owner.as_bytes())
-                .is_empty(),
+            && needles.within(walked.organization.owner.as_bytes()).len() == 2,
         "the search does not know what it looks for"
     );
 }
@@ -244,33 +243,56 @@ pub(crate) fn nothing_in_postgres(
     assert!(found.is_empty(), "in PostgreSQL: {found:?}");
     let found = needles.within(installation.logs().as_bytes());
     assert!(found.is_empty(), "in the operator's log: {found:?}");
+    // Those of the replicas that are gone.
+    let found = needles.below(&Place::inside().join(KEPT_LOGS)).found;
+    assert!(found.is_empty(), "in the operator's logs: {found:?}");
 }
 
 fn nothing_on_a_disk(namespace: &Namespace) {
     let walked = walk(namespace);
     plant_in_the_api(namespace, &walked.marker);
     let node = Place::inside();
+    let installation = Installation::shared();
 
-    let markers = Needles::new([("the marker", walked.marker.as_bytes())]);
+    // The operator that was called is replaced: its log is in none that is there now. When it ends, what is in the database's
+    // journal goes to the database; a later write is in the journal alone.
+    let [operator] = &installation.pods()[..] else {
+        panic!("there are several operators");
+    };
+    let found = get(["--namespace", installation.namespace(), "pod", operator]);
+    let replaced = found.expect("it runs")["metadata"]["uid"].take();
+    let replaced = replaced.as_str().expect("a UID");
+    installation.restart();
+    let late = random_text("marker");
+    let api = installation.api();
+    api.set(&walked.organization, "shop", "development", &late, "value");
+
+    let markers = Needles::new([
+        ("the marker", walked.marker.as_bytes()),
+        ("the late marker", late.as_bytes()),
+    ]);
     eventually("what was planted, in every place", || {
         let found = markers.below(node).found;
         // Below each folder of the node itself, so that one planted file does not stand for another place.
-        for (place, name) in [
-            ("etcd/", ""),
-            ("log/", "audit.jsonl"),
-            ("containerd/", ""),
-            ("pods/", ".log"),
-            ("kubelet/", "marker"),
-            ("volumes/", "barekey.db"),
+        for (place, in_path, end, marker) in [
+            ("etcd/", "", "", "the marker"),
+            ("log/", "", "audit.jsonl", "the marker"),
+            (KEPT_LOGS, replaced, "", "the marker"),
+            ("containerd/", "", "", "the marker"),
+            ("pods/", "", ".log", "the marker"),
+            ("kubelet/", "", "marker", "the marker"),
+            ("volumes/", "", "/barekey.db", "the marker"),
+            ("volumes/", "", "/barekey.db-wal", "the late marker"),
         ] {
             let folder = node.join(place);
-            let planted = found.keys().any(|path| {
+            let planted = found.iter().any(|(path, labels)| {
                 path.strip_prefix(&*folder.to_string_lossy())
-                    .is_some_and(|rest| rest.contains(name))
+                    .is_some_and(|rest| rest.contains(in_path) && rest.ends_with(end))
+                    && labels.iter().any(|(label, _)| label == marker)
             });
             if !planted {
                 return Err(format!(
-                    "no {name} below {place}, but in {:?}",
+                    "{marker} is not in {place}…{in_path}…{end}, but in {:?}",
                     found.keys()
                 ));
             }

@@ -208,6 +208,35 @@ fn the_operators_token_gains_nothing_else(namespace: &Namespace) {
         assert!(refused, "{act}: {refusal}");
     }
     assert!(namespace.get("pod/bystander").is_some());
+
+    // The right to patch is there, for the finalizer: of the rest of the metadata only the policy keeps it away.
+    for (what, change) in [
+        ("a label", json!({"labels": {"planted": "x"}})),
+        ("an annotation", json!({"annotations": {"planted": "x"}})),
+        ("an owner", json!({"ownerReferences": [owner()]})),
+        ("a finalizer", json!({"finalizers": ["planted.example/x"]})),
+    ] {
+        for resource in ["barekeystage/development", "barekeyproject/shop"] {
+            let patch = json!({"metadata": change}).to_string();
+            let refusal = operator
+                .kubectl([
+                    "patch",
+                    resource,
+                    "-n",
+                    name,
+                    "--type=merge",
+                    "--dry-run=server",
+                ])
+                .args(["--patch", &patch])
+                .output();
+            let refused = !refusal.status.success()
+                && refusal.stderr.contains("barekey-operator-resources")
+                && refusal
+                    .stderr
+                    .contains("only the finalizer barekey.dev/cleanup");
+            assert!(refused, "{what} of {resource}: {refusal}");
+        }
+    }
 }
 
 fn the_operator_changes_the_ca_alone(_: &Namespace) {
@@ -259,6 +288,7 @@ fn the_operator_changes_the_ca_alone(_: &Namespace) {
             replace("reinvocationPolicy", json!("IfNeeded")),
         ),
         ("timeoutSeconds", replace("timeoutSeconds", json!(1))),
+        ("sideEffects", replace("sideEffects", json!("NoneOnDryRun"))),
         (
             "admissionReviewVersions",
             replace("admissionReviewVersions", json!(["v1beta1", "v1"])),
@@ -287,6 +317,14 @@ fn the_operator_changes_the_ca_alone(_: &Namespace) {
         (
             "a label",
             json!([{"op": "add", "path": "/metadata/labels/planted", "value": "x"}]),
+        ),
+        (
+            "an annotation",
+            json!([{"op": "add", "path": "/metadata/annotations/planted", "value": "x"}]),
+        ),
+        (
+            "an owner",
+            json!([{"op": "add", "path": "/metadata/ownerReferences", "value": [owner()]}]),
         ),
         (
             "a finalizer",
@@ -480,6 +518,11 @@ impl Operator {
     fn kubectl(&self, args: impl IntoIterator<Item: AsRef<std::ffi::OsStr>>) -> Program {
         kubectl(args).env("KUBECONFIG", self.kubeconfig.path())
     }
+}
+
+/// An owner with which an object would be deleted.
+fn owner() -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace", "name": "absent", "uid": "00000000-0000-4000-8000-000000000000"})
 }
 
 fn configuration() -> Value {

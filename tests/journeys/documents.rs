@@ -7,8 +7,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::harness::{
-    Installation, Journey, Namespace, Program, barekey, barekey_operator, checkout, example, get,
-    secrets, sha256_hex,
+    Installation, Journey, Namespace, OURS, Program, checkout, example, get, secrets, sha256_hex,
+    token,
 };
 
 pub(crate) fn journeys() -> Vec<Journey> {
@@ -116,7 +116,10 @@ fn first_value_in_a_pod(_: &Namespace) {
 
     let desk = desk();
     let _restored = Restored::from_nothing(installation);
+    let commands = commands + "printf %s \"$BAREKEY_ACCESS_TOKEN\" > token\n";
     let printed = typed(desk.path(), &[], &commands);
+    let owner = std::fs::read_to_string(desk.path().join("token")).expect("a token");
+    assert_eq!(token(&owner), owner, "it is remembered");
     let key = std::fs::read_to_string(desk.path().join("master.key")).expect("a master key");
     secrets::remember(key.trim());
     // Once by the process in the pod, and once by the person.
@@ -135,6 +138,15 @@ struct Restored<'a>(&'a Installation);
 impl<'a> Restored<'a> {
     #[track_caller]
     fn from_nothing(installation: &'a Installation) -> Self {
+        for name in ["shop", "barekey"] {
+            let found = get(["namespace", name]);
+            let ours = |found: &Value| found["metadata"]["labels"].get(OURS).is_some();
+            assert!(
+                found.as_ref().is_none_or(ours),
+                "the namespace {name} is somebody else's, and the README's commands need its name: remove it, or give \
+                 another cluster"
+            );
+        }
         let restored = Self(installation);
         installation.uninstall();
         Self::remove_namespaces();
@@ -237,6 +249,9 @@ fn every_command_is_one() {
         "barekey env put NAME",
         "x | barekey env set --typo NAME",
         "barekey-operator admin token make",
+        "barekey-operator admin token create --organization acme",
+        "barekey env get",
+        "barekey run",
     ] {
         let [(program, arguments)] = &commands_of_ours(wrong)[..] else {
             panic!("{wrong} is not seen");
@@ -245,17 +260,28 @@ fn every_command_is_one() {
     }
 }
 
-/// Whether a program knows these arguments: with `--help` after them it parses them all, and does nothing.
+/// Whether a program takes these arguments. It is run with them where it can do nothing: in an empty folder, with no key, and
+/// with a server that does not answer. What it then complains about is another thing than its usage.
 fn understood(program: &str, arguments: &[&str]) -> Result<(), String> {
-    let program = match program {
-        "barekey" => barekey(arguments),
-        _ => barekey_operator(arguments),
+    let found = match program {
+        "barekey" => env!("CARGO_BIN_EXE_barekey"),
+        _ => env!("CARGO_BIN_EXE_barekey-operator"),
     };
-    let output = program.args(["--help"]).output();
-    if output.status.success() {
-        Ok(())
-    } else {
+    let desk = TempDir::new().expect("a folder can be made");
+    let output = Program::new("env")
+        .args(["--ignore-environment", "-C"])
+        .args([desk.path()])
+        .args([
+            "BAREKEY_API_URL=http://127.0.0.1:9",
+            "BAREKEY_ACCESS_TOKEN=token",
+        ])
+        .args([found])
+        .args(arguments)
+        .output();
+    if output.stderr.contains("Usage:") || output.stderr.starts_with("error:") {
         Err(output.to_string())
+    } else {
+        Ok(())
     }
 }
 
@@ -275,7 +301,7 @@ fn commands_of_ours(line: &str) -> Vec<(&'static str, Vec<&str>)> {
         };
         let mut arguments = Vec::new();
         while let Some(next) = words.peek() {
-            if *next == "--" || next.starts_with(['|', '&', ';', '>', '<', '#']) {
+            if next.starts_with(['|', '&', ';', '>', '<', '#']) {
                 break;
             }
             arguments.push(next.trim_end_matches([')', ';']).trim_matches(['\'', '"']));

@@ -12,12 +12,10 @@ mod wait;
 
 pub(crate) use forward::Forward;
 pub(crate) use http::{Request, Response};
-pub(crate) use installation::{Installation, Organization};
+pub(crate) use installation::{Installation, KEPT_LOGS, Organization, token};
 pub(crate) use journey::{Journey, run};
 pub(crate) use namespace::Namespace;
-pub(crate) use place::{
-    Place, barekey, barekey_operator, checkout, example, get, helm, kubectl, load,
-};
+pub(crate) use place::{OURS, Place, barekey, checkout, example, get, helm, kubectl, load};
 pub(crate) use program::{Background, Output, Program};
 pub(crate) use random::{random_bytes, random_text, secret_text, secrets, sha256_hex};
 pub(crate) use wait::{eventually, wait_for};

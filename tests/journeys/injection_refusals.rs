@@ -410,12 +410,27 @@ fn no_review_at_all(_: &Namespace) {
 }
 
 fn a_dry_run(namespace: &Namespace) {
+    let installation = Installation::shared();
     let setting = Setting::make(namespace);
-    let service = [
-        "--namespace",
-        Installation::shared().namespace(),
-        "service/barekey",
-    ];
+    let chain = installation.audit_chain(&setting.organization);
+    // It counts: a read is one record.
+    let first = installation.newest_record(&chain);
+    setting.evaluate();
+    let records = installation.newest_record(&chain);
+    assert_eq!(records, first + 1);
+    let stage = || {
+        let stage = namespace.get("bks/development").expect("is there");
+        (stage["metadata"].clone(), stage["status"].clone())
+    };
+    let before = eventually("the revision in the status", || {
+        let found = stage();
+        if found.1["revision"].is_number() {
+            Ok(found)
+        } else {
+            Err(found.1.to_string())
+        }
+    });
+    let service = ["--namespace", installation.namespace(), "service/barekey"];
     let service = get(service).expect("the chart renders a Service");
     let address = service["spec"]["clusterIP"].as_str().expect("an address");
     let shown = eventually("an injected pod that knows the vault's address", || {
@@ -444,4 +459,29 @@ fn a_dry_run(namespace: &Namespace) {
         .fail()
         .stderr;
     assert!(refusal.contains("spec.access"), "{refusal}");
+
+    assert_eq!(stage(), before);
+    assert_eq!(installation.newest_record(&chain), records);
+    // Events take a moment: when a later one of ours comes, those of before it would be there.
+    namespace.apply(pod("later", &json!({}), &spec("sleep 60")).to_string());
+    namespace.wait_pod("later");
+    let later = namespace.get("pod/later").expect("is there");
+    let token = namespace
+        .kubectl(["create", "token", "shop", "--audience"])
+        .args([format!("barekey.{}.svc", installation.namespace())])
+        .args(["--bound-object-kind", "Pod", "--bound-object-name", "later"])
+        .args([
+            "--bound-object-uid",
+            later["metadata"]["uid"].as_str().expect("a UID"),
+        ])
+        .secret()
+        .succeed();
+    let api = installation.api();
+    let read = api.post("/v1/pod/values");
+    let read = read.bearer(token.trim()).json(&json!({"v": 1}));
+    read.send().refused(403, "FORBIDDEN");
+    namespace.wait_event(&["Pod/later", "AccessRefused"]);
+    let events = namespace.events();
+    let about_dry = events.iter().filter(|event| event.about == "Pod/dry");
+    assert_eq!(about_dry.count(), 0, "{events:#?}");
 }

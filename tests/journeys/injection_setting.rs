@@ -40,6 +40,17 @@ impl Setting {
         api.set(&self.organization, "shop", "development", name, value);
     }
 
+    /// Asks the API for `DATABASE_URL`.
+    #[track_caller]
+    pub(crate) fn evaluate(&self) {
+        let target =
+            json!({"projectSlug": "shop", "stageSlug": "development", "name": "DATABASE_URL"});
+        let api = Installation::shared().api();
+        let request = api.post("/v1/env/evaluate");
+        let request = request.bearer(&self.organization.owner).json(&target);
+        assert!(request.send().ok()["value"] == self.value.as_str());
+    }
+
     /// The SHA-256 of `DATABASE_URL`.
     pub(crate) fn hash(&self) -> String {
         sha256_hex(&self.value)

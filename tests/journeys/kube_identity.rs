@@ -124,9 +124,19 @@ fn a_token_proves_one_pod(namespace: &Namespace) {
     let values = ask(installation, &token).ok();
     assert_eq!(values["values"].as_array().map(Vec::len), Some(1));
     assert_eq!(values["values"][0]["name"], "URL");
+    let whoami = |token: &str| {
+        let api = installation.api();
+        let request = api.get("/v1/cli/session");
+        request.bearer(token).send()
+    };
+    let mut session = whoami(&token).ok();
+    session["requestId"].take();
+    let wanted = json!({"source": "pod", "namespace": namespace.name(), "serviceAccount": "api", "pod": "web", "requestId": null});
+    assert_eq!(session, wanted);
 
     let other = bound_token(namespace, "web", "https://kubernetes.default.svc");
     refused_for(&ask(installation, &other), "audience");
+    refused_for(&whoami(&other), "audience");
     let unbound = namespace.make_token("api", &audience());
     refused_for(&ask(installation, &unbound), "not bound to a pod");
     for malformed in ["a.b.c", "eyJhbGciOiJub25lIn0.e30."] {
@@ -144,6 +154,7 @@ fn a_token_proves_one_pod(namespace: &Namespace) {
     // The API server remembers a good token for a few seconds; the pod itself is looked at each time.
     namespace.delete_pod_now("web");
     ask(installation, &token).refused(401, "UNAUTHORIZED");
+    whoami(&token).refused(401, "UNAUTHORIZED");
     // Nor does a new pod of the name inherit it.
     namespace.apply(pod("web", &json!({"barekey.dev/stage": "staging"})));
     namespace.wait_pod("web");

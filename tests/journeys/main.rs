@@ -25,6 +25,7 @@ mod injection_outages;
 mod injection_refusals;
 mod injection_setting;
 mod injection_values;
+mod kube_administration;
 mod kube_certificates;
 mod kube_identity;
 mod kube_resources;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
             kube_resources::journeys(),
             kube_identity::journeys(),
             kube_certificates::journeys(),
+            kube_administration::journeys(),
             vault_alone::journeys(),
             canary::journeys(),
         ]

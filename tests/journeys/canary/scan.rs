@@ -1,7 +1,8 @@
 //! Searches places for secrets in every encoding that we produce. Findings name the secret and the place, never the bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::{BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -15,6 +16,60 @@ pub(crate) struct Needles {
     automaton: AhoCorasick,
     /// For each pattern: which secret, and how it is spelled.
     labels: Vec<(String, &'static str)>,
+    tokens: Option<Tokens>,
+}
+
+/// How each API token of ours begins.
+const TOKEN_PREFIX: &str = "bk_api_";
+/// How many characters follow, at the least, in every spelling.
+const TOKEN_REST: usize = 43;
+/// More than any spelling of the prefix has, and what follows.
+const TOKEN_BYTES_MAX: usize = 64;
+
+/// Any API token of ours, told by its form alone: the spellings of how each begins.
+struct Tokens {
+    automaton: AhoCorasick,
+    spellings: Vec<&'static str>,
+}
+
+impl Tokens {
+    fn new() -> Self {
+        let (names, patterns): (Vec<_>, Vec<_>) =
+            spellings(TOKEN_PREFIX.as_bytes()).into_iter().unzip();
+        Self {
+            automaton: AhoCorasick::new(patterns).unwrap(),
+            spellings: names,
+        }
+    }
+
+    /// How the tokens in `bytes` are spelled. A text that speaks of the prefix alone is none.
+    fn within(&self, bytes: &[u8]) -> impl Iterator<Item = (String, &'static str)> {
+        let part_of_one = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_+/".contains(byte);
+        self.automaton
+            .find_iter(bytes)
+            .filter(move |hit| {
+                let rest = bytes.get(hit.end()..hit.end() + TOKEN_REST);
+                rest.is_some_and(|rest| rest.iter().all(part_of_one))
+            })
+            .map(|hit| {
+                let spelling = self.spellings[hit.pattern().as_usize()];
+                ("a token, by its form".to_owned(), spelling)
+            })
+    }
+
+    /// The same in a file, a piece at a time; each begins with the end of the one before.
+    fn in_file(&self, mut file: impl Read) -> Vec<(String, &'static str)> {
+        let mut found = Vec::new();
+        let mut piece = vec![0; 1 << 20];
+        let mut kept = 0;
+        while let Ok(read @ 1..) = file.read(&mut piece[kept..]) {
+            let end = kept + read;
+            found.extend(self.within(&piece[..end]));
+            kept = end.min(TOKEN_BYTES_MAX);
+            piece.copy_within(end - kept..end, 0);
+        }
+        found
+    }
 }
 
 impl Needles {
@@ -35,6 +90,15 @@ impl Needles {
         Self {
             automaton: AhoCorasick::new(patterns).unwrap(),
             labels,
+            tokens: None,
+        }
+    }
+
+    /// And every API token of ours, told by its form.
+    pub(crate) fn and_every_token(self) -> Self {
+        Self {
+            tokens: Some(Tokens::new()),
+            ..self
         }
     }
 
@@ -45,6 +109,7 @@ impl Needles {
             .find_overlapping_iter(bytes)
             .map(|hit| self.labels[hit.pattern().as_usize()].clone())
             .collect();
+        found.extend(self.tokens.iter().flat_map(|tokens| tokens.within(bytes)));
         found.sort();
         found.dedup();
         found
@@ -73,15 +138,25 @@ impl Needles {
                 self.walk(&entry.path(), disk, searched);
             }
         } else if metadata.is_file() {
+            // One file may have hundreds of names: busybox has.
+            if metadata.nlink() > 1 && !searched.linked.insert(metadata.ino()) {
+                return;
+            }
             let Ok(file) = File::open(path) else { return };
             searched.files += 1;
             searched.bytes += metadata.len();
-            for hit in self
+            let hits = self
                 .automaton
-                .stream_find_iter(std::io::BufReader::with_capacity(1 << 20, file))
-            {
-                let Ok(hit) = hit else { return };
-                let label = self.labels[hit.pattern().as_usize()].clone();
+                .stream_find_iter(BufReader::with_capacity(1 << 20, file));
+            let hits = hits
+                .map_while(Result::ok)
+                .map(|hit| self.labels[hit.pattern().as_usize()].clone());
+            let tokens = self.tokens.iter();
+            let tokens = tokens.flat_map(|tokens| match File::open(path) {
+                Ok(file) => tokens.in_file(file),
+                Err(_) => Vec::new(),
+            });
+            for label in hits.chain(tokens) {
                 let labels = searched
                     .found
                     .entry(path.display().to_string())
@@ -101,6 +176,8 @@ pub(crate) struct Searched {
     pub(crate) files: u64,
     /// How many bytes they had.
     pub(crate) bytes: u64,
+    /// The files of more than one name: each is read once.
+    linked: BTreeSet<u64>,
     /// Path → which secrets, and how they are spelled.
     pub(crate) found: BTreeMap<String, Vec<(String, &'static str)>>,
 }
@@ -191,4 +268,24 @@ pub(crate) fn every_spelling_of_a_secret_is_found() {
         );
     }
     assert!(needles.within(b"nothing of the kind").is_empty());
+
+    let needles = needles.and_every_token();
+    let token = format!("{TOKEN_PREFIX}{}", "aZ-_9".repeat(9));
+    for (spelling, text) in [
+        ("as it is", format!("Bearer {token}\n")),
+        ("hex", hex::encode(&token)),
+        ("base64", STANDARD.encode(&token)),
+        ("base64", STANDARD.encode(format!("x{token}"))),
+        ("base64", STANDARD.encode(format!("xy{token}"))),
+    ] {
+        let found = needles.within(text.as_bytes());
+        let wanted = ("a token, by its form".to_owned(), spelling);
+        assert!(found.contains(&wanted), "not found: {spelling}");
+        // On the border of two pieces of a file.
+        let file = ["?".repeat((1 << 20) - 20), text].concat();
+        let found = needles.tokens.iter();
+        let mut found = found.flat_map(|tokens| tokens.in_file(file.as_bytes()));
+        assert!(found.any(|found| found == wanted), "not found: {spelling}");
+    }
+    assert!(needles.within(b"send a token (bk_api_...)").is_empty());
 }

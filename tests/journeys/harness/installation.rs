@@ -1,8 +1,12 @@
 //! The chart, installed with our images as an administrator would.
 
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,7 +14,7 @@ use serde_json::{Map, Value, json};
 use tempfile::NamedTempFile;
 
 use super::{
-    Forward, Namespace, Program, barekey, checkout, eventually, get, helm, kubectl, load,
+    Forward, Namespace, Place, Program, barekey, checkout, eventually, get, helm, kubectl, load,
     random_bytes,
 };
 
@@ -21,6 +25,16 @@ const MASTER_KEY: &str = "barekey-master-key";
 
 /// The namespaces that speak for organizations of their own names: those of all journeys.
 static SPEAKERS: OnceLock<Vec<String>> = OnceLock::new();
+
+/// Whether this run has begun to install: then all of Barekey that is on the cluster is the run's.
+static BEGUN: AtomicBool = AtomicBool::new(false);
+
+/// Kinds of which the chart makes objects that no namespace takes with it.
+const CLUSTER_WIDE: &str = "mutatingwebhookconfigurations,validatingadmissionpolicybindings,\
+    validatingadmissionpolicies,clusterrolebindings,clusterroles";
+
+/// The definitions of our kinds.
+const DEFINITIONS: [&str; 2] = ["barekeyprojects.barekey.dev", "barekeystages.barekey.dev"];
 
 /// A release of the chart.
 pub(crate) struct Installation {
@@ -54,6 +68,11 @@ impl Installation {
     }
 
     fn first() -> Self {
+        Self::refuse_somebody_elses();
+        BEGUN.store(true, Ordering::Relaxed);
+        if let Some(node) = Place::get().node() {
+            keep_logs(node);
+        }
         for image in ["operator", "agent"] {
             load(&images().join(image).with_extension("tar"));
         }
@@ -63,6 +82,43 @@ impl Installation {
         };
         installation.make_anew();
         installation
+    }
+
+    /// Ends the run where Barekey is used already: the journeys remove and replace what they find.
+    #[track_caller]
+    fn refuse_somebody_elses() {
+        let namespace = get(["namespace", NAMESPACE]);
+        assert!(
+            namespace.is_none(),
+            "the cluster has a namespace {NAMESPACE} already: the journeys would replace what is in it. Remove it, or \
+             give another cluster"
+        );
+        for definition in DEFINITIONS {
+            assert!(
+                get(["crd", definition]).is_none(),
+                "the cluster has the definition {definition} already: the journeys would delete it, with all resources \
+                 of its kind. Remove it, or give another cluster"
+            );
+        }
+    }
+
+    /// Removes what the journeys have installed from a cluster that stays, whatever state they left it in.
+    pub(super) fn leave() {
+        if !BEGUN.load(Ordering::Relaxed) {
+            return;
+        }
+        let releases = helm(["list", "--short", "--namespace", NAMESPACE]).output();
+        for release in releases.stdout.split_whitespace() {
+            let args = ["uninstall", release, "--namespace", NAMESPACE];
+            let waiting = ["--wait", "--timeout", "150s"];
+            eprintln!("{}", helm(args).args(waiting).output());
+        }
+        // What is left of a release that could not be uninstalled; and the definitions, which are kept.
+        let labelled = ["--selector", "app.kubernetes.io/name=barekey"];
+        let delete = kubectl(["delete", "--ignore-not-found", CLUSTER_WIDE]).args(labelled);
+        eprintln!("{}", delete.output());
+        let delete = kubectl(["delete", "--ignore-not-found", "--timeout=60s", "crd"]);
+        eprintln!("{}", delete.args(DEFINITIONS).output());
     }
 
     /// Makes the namespace, which must not be there, and the release in it.
@@ -260,6 +316,29 @@ impl Installation {
         .secret()
     }
 
+    /// The name of an organization's audit chain, which is its id.
+    #[track_caller]
+    pub(crate) fn audit_chain(&self, organization: &Organization) -> String {
+        let api = self.api();
+        let request = api.get("/v1/cli/session");
+        let session = request.bearer(&organization.owner).send().ok();
+        session["orgId"].as_str().expect("an id").to_owned()
+    }
+
+    /// The number of the newest record in an audit chain: the check of a head that is far ahead of it says so.
+    #[track_caller]
+    pub(crate) fn newest_record(&self, chain: &str) -> u64 {
+        let ahead = format!("{chain}:1:999999999:00");
+        let answer = self.admin(&["audit", "verify", "--head", &ahead]).fail();
+        let begin = format!("chain {chain}: cut off after record ");
+        let findings = &answer.stdout;
+        let number = findings.lines().find_map(|line| {
+            let rest = line.strip_prefix(&begin)?;
+            rest.split(':').next()?.parse().ok()
+        });
+        number.unwrap_or_else(|| panic!("no such finding in: {findings}\n{}", answer.stderr))
+    }
+
     /// Makes the organization that `namespace` speaks for, and gives its owner's token.
     #[track_caller]
     pub(crate) fn organization(&self, namespace: &Namespace) -> Organization {
@@ -360,9 +439,44 @@ impl Api {
     }
 }
 
+/// Where the logs of the operator's pods are kept in the node's folder, below its own.
+pub(crate) const KEPT_LOGS: &str = "log/operator";
+
+/// From now on keeps the log of every container of ours in the node's folder, for the canary to search: the kubelet removes
+/// it with its pod. A second link to a file has whatever is written to it later.
+fn keep_logs(node: &Path) {
+    let (pods, kept) = (node.join("pods"), node.join(KEPT_LOGS));
+    std::fs::create_dir_all(&kept).expect("a folder can be made");
+    thread::spawn(move || {
+        loop {
+            for pod in below(&pods) {
+                let name = pod.file_name().unwrap_or_default().to_string_lossy();
+                if !name.starts_with(&format!("{NAMESPACE}_")) {
+                    continue;
+                }
+                for log in below(&pod).iter().flat_map(|container| below(container)) {
+                    // It may be gone, or have been moved, since it was listed.
+                    let Ok(found) = std::fs::metadata(&log) else {
+                        continue;
+                    };
+                    let link = kept.join(format!("{name}-{}", found.ino()));
+                    drop(std::fs::hard_link(&log, link));
+                }
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    });
+}
+
+/// What a folder holds; nothing when it is gone.
+fn below(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
 /// The token in what an `admin` command printed.
 #[track_caller]
-fn token(printed: &str) -> String {
+pub(crate) fn token(printed: &str) -> String {
     let mut words = printed.split(|letter: char| letter.is_whitespace() || "\"',".contains(letter));
     let token = words
         .find(|word| word.starts_with("bk_"))

@@ -6,10 +6,10 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-use super::Program;
+use super::{Installation, Program};
 
 /// The label of every namespace that we make.
-pub(super) const OURS: &str = "barekey-journey";
+pub(crate) const OURS: &str = "barekey-journey";
 
 /// A cluster, found in the environment.
 pub(crate) struct Place {
@@ -53,7 +53,8 @@ impl Place {
     /// the node ends now.
     pub(super) fn leave(&self) {
         if self.node.is_none() {
-            let delete = ["delete", "namespace", "--wait=false", "--selector", OURS];
+            Installation::leave();
+            let delete = ["delete", "namespace", "--timeout=120s", "--selector", OURS];
             eprintln!("{}", kubectl(delete).output());
         }
     }
@@ -84,11 +85,6 @@ pub(crate) fn helm(args: impl IntoIterator<Item: AsRef<std::ffi::OsStr>>) -> Pro
 /// The CLI, as cargo has built it for this test.
 pub(crate) fn barekey(args: impl IntoIterator<Item: AsRef<std::ffi::OsStr>>) -> Program {
     Program::new(env!("CARGO_BIN_EXE_barekey")).args(args)
-}
-
-/// The operator, as cargo has built it for this test.
-pub(crate) fn barekey_operator(args: impl IntoIterator<Item: AsRef<std::ffi::OsStr>>) -> Program {
-    Program::new(env!("CARGO_BIN_EXE_barekey-operator")).args(args)
 }
 
 /// An object of the cluster (`["pod/web", "-n", "shop"]`) or a list of them; `None` when it is not there.

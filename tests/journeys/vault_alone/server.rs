@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -163,6 +164,7 @@ impl Place {
         let mut server = Server {
             child,
             log,
+            reader: Some(reader),
             api: ([127, 0, 0, 1], 0).into(),
             probes: ([127, 0, 0, 1], 0).into(),
         };
@@ -174,9 +176,7 @@ impl Place {
                 return Ok(server);
             }
             if let Some(status) = server.child.try_wait().unwrap() {
-                // The reader may be a line behind; it ends with the pipe.
-                reader.join().unwrap();
-                let log = server.log();
+                let log = server.whole_log();
                 return Err((status, log));
             }
             assert!(
@@ -193,6 +193,7 @@ impl Place {
 pub(crate) struct Server {
     child: Child,
     log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
     pub(crate) api: SocketAddr,
     pub(crate) probes: SocketAddr,
 }
@@ -201,6 +202,13 @@ impl Server {
     /// Everything that it has logged so far.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// Everything that it has logged until its end.
+    fn whole_log(&mut self) -> String {
+        // The reader may be a line behind; it ends with the pipe.
+        self.reader.take().unwrap().join().unwrap();
+        self.log()
     }
 
     /// The newest line of the log with that message.
@@ -323,12 +331,13 @@ impl Server {
         }
     }
 
-    /// Asks it to stop and waits: it must end well.
+    /// Asks it to stop and waits: it must end well. Everything that it has logged.
     #[track_caller]
-    pub(crate) fn stop(mut self) {
+    pub(crate) fn stop(mut self) -> String {
         self.signal("TERM");
         let status = self.ended();
         assert_eq!(status.code(), Some(0), "{}", self.log());
+        self.whole_log()
     }
 
     /// Kills it, as a power cut would.
