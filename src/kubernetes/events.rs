@@ -15,7 +15,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 
 use crate::domain::causes::with_causes;
-use crate::kubernetes::{GROUP, KubernetesSettings};
+use crate::kubernetes::{GROUP, KubernetesSettings, timed};
 use crate::vault::Clock;
 
 /// The longest note that the API server takes, in bytes.

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Installation, Journey, Namespace, eventually, get, kubectl, wait_for};
+use crate::harness::{
+    Installation, Journey, Namespace, Program, eventually, get, kubectl, wait_for,
+};
 
 pub(crate) fn journeys() -> Vec<Journey> {
     vec![
@@ -15,7 +17,8 @@ pub(crate) fn journeys() -> Vec<Journey> {
         Journey::changing(
             "an_operator_that_was_killed_leads_again",
             killed_leads_again,
-        ),
+        )
+        .inside(),
     ]
 }
 
@@ -103,12 +106,26 @@ fn restart_keeps_the_ca(_namespace: &Namespace) {
 
 fn killed_leads_again(namespace: &Namespace) {
     let installation = Installation::shared();
-    for pod in installation.pods() {
-        installation
-            .kubectl(["delete", "pod", "--grace-period=0", "--force", &pod])
-            .succeed();
-    }
-    installation.wait_ready();
+    let holder = lease()["spec"]["holderIdentity"].take();
+    let holder = holder.as_str().expect("somebody leads");
+    let pod = format!("pod/{holder}");
+    let status = || {
+        let found = get(["--namespace", installation.namespace(), &pod]).expect("it is there");
+        found["status"]["containerStatuses"][0].clone()
+    };
+    let before = status()["restartCount"].as_i64();
+    // A pod that is deleted by force is still told to stop, and gives the Lease back.
+    Program::new("pkill")
+        .args(["--signal", "KILL", "--full", "^/barekey-operator serve"])
+        .succeed();
+    eventually("its next start", || {
+        let status = status();
+        if status["restartCount"].as_i64() > before && status["ready"] == true {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
+    });
     let organization = installation.organization(namespace);
     let project = json!({
         "apiVersion": "barekey.dev/v1alpha1", "kind": "BarekeyProject",

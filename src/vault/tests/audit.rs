@@ -186,8 +186,8 @@ async fn attempts_without_a_caller_are_counted(place: Place) {
     for _ in 0..3 {
         acme.vault.count_unknown_caller();
     }
-    acme.vault.record_unknown_callers().await;
-    acme.vault.record_unknown_callers().await;
+    acme.vault.record_counts().await;
+    acme.vault.record_counts().await;
     let mut db = acme.intruder().await;
     let rows = db
         .rows(
