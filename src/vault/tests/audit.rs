@@ -1,6 +1,7 @@
 //! The audit trail, and what is found when somebody altered it.
 
 use super::*;
+use crate::domain::variable::Visibility;
 
 on_both_databases!(
     an_untouched_trail_has_no_findings,
@@ -11,6 +12,7 @@ on_both_databases!(
     rows_that_no_record_speaks_of_are_named,
     an_older_version_put_back_is_named,
     attempts_without_a_caller_are_counted,
+    reads_of_public_values_are_counted_and_those_of_private_ones_recorded,
     a_request_that_named_itself_is_counted_once,
 );
 
@@ -198,6 +200,59 @@ async fn attempts_without_a_caller_are_counted(place: Place) {
         .unwrap();
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0].text(0).unwrap(), "count=3");
+}
+
+async fn reads_of_public_values_are_counted_and_those_of_private_ones_recorded(place: Place) {
+    let acme = Acme::on(&place).await;
+    let public = Entry {
+        visibility: Some(Visibility::Public),
+        ..entry("GREETING", "hello")
+    };
+    acme.write("development", vec![public, entry("A", "x")])
+        .await
+        .unwrap();
+    let stage = target("shop", "development");
+    let (owner, origin) = (&acme.owner, origin());
+    for _ in 0..2 {
+        let opened = acme
+            .vault
+            .evaluate(owner, &origin, &stage, &[ask("GREETING")], None)
+            .await
+            .unwrap();
+        assert_eq!(opened[0].value.reveal_text(), Some("hello"));
+    }
+    acme.vault.pull(owner, &origin, &stage, None).await.unwrap();
+    acme.vault.record_counts().await;
+    acme.vault.record_counts().await;
+    let mut db = acme.intruder().await;
+    let rows = db
+        .rows(
+            "SELECT action, stage, names, detail FROM audit_records WHERE action LIKE 'variables.read%' ORDER BY sequence",
+            vec![],
+        )
+        .await
+        .unwrap();
+    let read: Vec<_> = rows
+        .iter()
+        .map(|row| [0, 1, 2, 3].map(|at| row.text(at).unwrap()))
+        .collect();
+    assert_eq!(
+        read,
+        [
+            ["variables.read", "development", "A", ""],
+            ["variables.read_public", "development", "", "count=3"],
+        ]
+    );
+    let units = db
+        .row(
+            "SELECT units FROM usage WHERE meter = 'dynamic_requests'",
+            vec![],
+        )
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(units.integer(0).unwrap(), 4);
+    assert!(acme.findings().await.is_empty());
 }
 
 async fn a_request_that_named_itself_is_counted_once(place: Place) {
