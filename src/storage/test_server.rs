@@ -66,14 +66,9 @@ pub(crate) async fn make_database() -> String {
     format!("{server}/{name}?{options}")
 }
 
-fn name_of(address: &str) -> &str {
-    address
-        .rsplit('/')
-        .next()
-        .unwrap()
-        .split('?')
-        .next()
-        .unwrap()
+fn name_of(url: &str) -> &str {
+    let address = url.split('?').next().unwrap();
+    address.rsplit('/').next().unwrap()
 }
 
 /// Sets something for every new connection to a database.
