@@ -308,10 +308,12 @@ impl Ask for List {
     request_body = ListRequest,
     responses((status = 200, description = "What the stage holds, sorted by name", body = ListResponse))
 )]
-pub(crate) async fn list(
-    State(api): State<Api>,
-    call: Call<List>,
-) -> Result<Json<ListResponse>, ApiError> {
+pub(crate) async fn list(State(api): State<Api>, call: Call<List>) -> Result<Response, ApiError> {
+    // Names beside values of no length take as much.
+    let room = api
+        .answers()
+        .room(call.address, limits::STAGE_BYTES_COUNTED)
+        .await?;
     let listed = api
         .vault()
         .list(&call.caller, &call.ask.target)
@@ -329,10 +331,10 @@ pub(crate) async fn list(
             updated_at_ms: variable.updated_at_ms,
         })
         .collect();
-    Ok(Json(ListResponse {
+    room.fill(ListResponse {
         variables,
         request_id: call.origin.request_id,
-    }))
+    })
 }
 
 pub(crate) struct Change {

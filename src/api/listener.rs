@@ -362,6 +362,8 @@ struct Guarded<S> {
     timer: Pin<Box<Sleep>>,
     request: Duration,
     request_timer: Pin<Box<Sleep>>,
+    /// Since when something waits to be sent. Its request may have ended: hyper takes a short answer over whole.
+    unsent: Option<Instant>,
     has_sent: bool,
     requests: Arc<Requests>,
     /// How many requests had ended when the timer was set.
@@ -377,6 +379,7 @@ impl<S> Guarded<S> {
             timer: Box::pin(tokio::time::sleep(patience.first_byte)),
             request: patience.request,
             request_timer: Box::pin(tokio::time::sleep(patience.request)),
+            unsent: None,
             has_sent: false,
             requests,
             ended: 0,
@@ -400,12 +403,13 @@ impl<S> Guarded<S> {
         }
     }
 
-    /// Ready when the oldest request takes too long.
+    /// Ready when the oldest request, or what waits to be sent, takes too long.
     fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.request_timer.as_mut().poll(cx));
             let now = Instant::now();
-            let until = self.requests.oldest().unwrap_or(now) + self.request;
+            let since = self.requests.oldest().into_iter().chain(self.unsent).min();
+            let until = since.unwrap_or(now) + self.request;
             if until <= now {
                 return Poll::Ready(());
             }
@@ -421,6 +425,7 @@ impl<S> Guarded<S> {
         written: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if written.is_pending() {
+            self.unsent.get_or_insert_with(Instant::now);
             ready!(self.poll_overdue(cx));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -468,6 +473,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if flushed.is_ready() {
+            self.unsent = None;
+        }
         self.written(cx, flushed)
     }
 
