@@ -80,11 +80,13 @@ pub enum Action {
     EnvelopeRefused,
     /// Attempts without a known caller, counted for a minute.
     UnknownCallers,
+    /// Refusals of one caller beyond those that are recorded one by one, counted for a minute.
+    RefusalsCounted,
 }
 
 impl Action {
     /// Every action, in the order of the OpenAPI document.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::OrganizationCreated,
         Self::ProjectCreated,
         Self::ProjectChanged,
@@ -102,7 +104,16 @@ impl Action {
         Self::TokenRevoked,
         Self::EnvelopeRefused,
         Self::UnknownCallers,
+        Self::RefusalsCounted,
     ];
+
+    /// Whether it stands for many that were counted.
+    pub fn is_count(self) -> bool {
+        matches!(
+            self,
+            Self::PublicRead | Self::UnknownCallers | Self::RefusalsCounted
+        )
+    }
 
     /// The stored word.
     pub fn as_str(self) -> &'static str {
@@ -124,6 +135,7 @@ impl Action {
             Self::TokenRevoked => "token.revoked",
             Self::EnvelopeRefused => "envelope.refused",
             Self::UnknownCallers => "callers.unknown",
+            Self::RefusalsCounted => "refusals.counted",
         }
     }
 }

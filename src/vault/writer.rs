@@ -16,6 +16,7 @@ use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
 use super::records::{self, Chain};
+use super::refusals::Refusals;
 use super::{Core, Unavailable};
 use crate::domain::audit::AuditEvent;
 use crate::domain::names::{OrganizationId, StageId, TokenId};
@@ -224,6 +225,8 @@ impl Queue {
             connection: None,
             known: Known::default(),
             touched: HashMap::new(),
+            refusals: Refusals::default(),
+            is_closing: false,
         };
         tokio::spawn(writer.run());
         Self(sender)
@@ -299,6 +302,10 @@ struct Writer {
     known: Known,
     /// When each token was last stored as used.
     touched: HashMap<TokenId, i64>,
+    /// Whose refusals are recorded one by one.
+    refusals: Refusals,
+    /// Whether the vault is being closed: what is counted is recorded now.
+    is_closing: bool,
 }
 
 /// A group, sorted by kind.
@@ -330,6 +337,7 @@ impl Writer {
                     Job::Close(reply) => closing = Some(reply),
                 }
             }
+            self.is_closing = closing.is_some();
             self.write(group).await;
             if let Some(reply) = closing {
                 self.jobs.close();
@@ -351,7 +359,8 @@ impl Writer {
 
     /// Writes a group and answers everyone in it.
     async fn write(&mut self, mut group: Group) {
-        if group.recordings.is_empty() && group.changes.is_empty() {
+        let is_empty = group.recordings.is_empty() && group.changes.is_empty();
+        if is_empty && !self.is_closing {
             return;
         }
         match self.write_in_time(&mut group).await {
@@ -493,7 +502,8 @@ impl Writer {
         begins_late: bool,
     ) -> Result<Done, storage::Error> {
         self.bound_known();
-        let mut heads = self.lock_heads(work, group).await?;
+        let due = self.refusals.due(work.now_ms, self.is_closing);
+        let mut heads = self.lock_heads(work, group, &due).await?;
         let verdicts = self.verdicts(work, group).await?;
         let mut changed = false;
         let mut events = Vec::new();
@@ -529,7 +539,10 @@ impl Writer {
             durable(group, &verdicts).flat_map(|recording| recording.events.iter().cloned());
         let mut rows = Vec::with_capacity(verdicts.len() + events.len());
         let mut touched = BTreeSet::new();
-        for (chain, event) in recorded.chain(events) {
+        for (chain, event) in recorded.chain(events).chain(due) {
+            if !self.refusals.admit(&chain, &event, work.now_ms) {
+                continue;
+            }
             if !heads.contains_key(&chain) {
                 let head = lock_head(work, &chain, self.core.epoch).await?;
                 heads.insert(chain.clone(), head);
@@ -560,6 +573,7 @@ impl Writer {
         count(work, &mut batch, group, &verdicts).await?;
         batch.commit();
         work.db.run_batch(batch).await?;
+        self.refusals.settle(work.now_ms);
         Ok(Done {
             verdicts,
             heads,
@@ -581,14 +595,17 @@ impl Writer {
         &self,
         work: &mut Work,
         group: &Group,
+        due: &[(Chain, AuditEvent)],
     ) -> Result<BTreeMap<Chain, HeadRow>, storage::Error> {
         let mut chains: BTreeSet<Chain> =
             group.changes.iter().map(|change| change.chain()).collect();
-        for (recording, _) in &group.recordings {
-            for (chain, _) in &recording.events {
-                if !chains.contains(chain) {
-                    chains.insert(chain.clone());
-                }
+        let recorded = group
+            .recordings
+            .iter()
+            .flat_map(|(recording, _)| &recording.events);
+        for (chain, _) in recorded.chain(due) {
+            if !chains.contains(chain) {
+                chains.insert(chain.clone());
             }
         }
         let mut heads = BTreeMap::new();

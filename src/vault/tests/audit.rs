@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::variable::Visibility;
+use crate::vault::pods::PodReadError;
 
 on_both_databases!(
     an_untouched_trail_has_no_findings,
@@ -12,6 +13,7 @@ on_both_databases!(
     rows_that_no_record_speaks_of_are_named,
     an_older_version_put_back_is_named,
     attempts_without_a_caller_are_counted,
+    refusals_of_one_caller_beyond_some_are_counted,
     reads_of_public_values_are_counted_and_those_of_private_ones_recorded,
     a_request_that_named_itself_is_counted_once,
 );
@@ -200,6 +202,39 @@ async fn attempts_without_a_caller_are_counted(place: Place) {
         .unwrap();
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0].text(0).unwrap(), "count=3");
+}
+
+async fn refusals_of_one_caller_beyond_some_are_counted(place: Place) {
+    let acme = Acme::on(&place).await;
+    let pod = pod("apps", "api", Vec::new());
+    let refuse = async || {
+        let refused = acme.vault.read_for_pod(&pod, &origin()).await;
+        assert!(matches!(refused, Err(PodReadError::NotInjected)));
+    };
+    for _ in 0..100 {
+        refuse().await;
+    }
+    let mut db = acme.intruder().await;
+    let mut details = async |action: &str| -> Vec<String> {
+        db.rows(
+            "SELECT detail FROM audit_records WHERE action = $1 ORDER BY sequence",
+            cells![action],
+        )
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.text(0).unwrap().to_owned())
+        .collect()
+    };
+    assert_eq!(details("read.refused").await.len(), 60);
+    assert!(details("refusals.counted").await.is_empty());
+    place.clock.advance(60_000);
+    refuse().await;
+    assert_eq!(details("read.refused").await.len(), 60);
+    assert_eq!(details("refusals.counted").await, ["count=40"]);
+    refuse().await;
+    assert_eq!(details("read.refused").await.len(), 61);
+    assert!(acme.findings().await.is_empty());
 }
 
 async fn reads_of_public_values_are_counted_and_those_of_private_ones_recorded(place: Place) {
