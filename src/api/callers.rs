@@ -64,7 +64,9 @@ impl<A: Ask> FromRequest<Api> for Call<A> {
     async fn from_request(request: Request, api: &Api) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
         let address = address(&parts);
-        let mut room = api.bodies().take(address, limits::BODY_BYTES_COUNTED);
+        // The headers are in memory for as long as the body is waited for.
+        let counted = limits::BODY_BYTES_COUNTED + header_bytes(&parts.headers);
+        let mut room = api.bodies().take(address, counted);
         let bytes = read_body(body, A::BODY_BYTES_MAX, room.as_mut()).await?;
         let ask = A::shape(parse(&bytes)?)?;
         drop(bytes);
@@ -79,6 +81,14 @@ impl<A: Ask> FromRequest<Api> for Call<A> {
             room,
         })
     }
+}
+
+/// How many bytes the names and values of headers have.
+fn header_bytes(headers: &HeaderMap) -> usize {
+    headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum()
 }
 
 /// A request without a body, by anyone with a credential.
@@ -459,6 +469,15 @@ mod tests {
 
     fn presented(text: &str) -> PresentedToken {
         PresentedToken::new(text.to_owned())
+    }
+
+    #[test]
+    fn headers_count_with_their_names() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(header_bytes(&headers), 0);
+        headers.append("x-a", "12345".parse().unwrap());
+        headers.append("x-a", "1".parse().unwrap());
+        assert_eq!(header_bytes(&headers), 12);
     }
 
     #[test]

@@ -19,9 +19,9 @@ pub const BODIES: Bounds = Bounds {
     address: 16 * 1024 * 1024,
     network: 24 * 1024 * 1024,
     kept: 8 * 1024 * 1024,
-    little: WRITE_BODY_BYTES_MAX + BODY_BYTES_COUNTED,
+    little: WRITE_BODY_BYTES_MAX + BODY_BYTES_COUNTED + HEADER_BYTES_MAX,
 };
-/// What any body counts beside its bytes, so that their number is bound too.
+/// What any body counts beside its bytes and those of its request's headers, so that their number is bound too.
 pub const BODY_BYTES_COUNTED: usize = 4 * 1024;
 /// When to come again after there was no room for a body, in seconds.
 pub const BODY_RETRY_SECONDS: u32 = 1;
@@ -53,7 +53,7 @@ pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 /// over HTTP/1 that is kept open without a request ends after it too.
 pub const HEADER_TIME_MAX: Duration = Duration::from_secs(30);
 /// The longest headers of one request, in bytes.
-pub const HEADER_BYTES_MAX: usize = 64 * 1024;
+pub const HEADER_BYTES_MAX: usize = 32 * 1024;
 /// How many connections one listener serves at once; more are closed as they come.
 pub const CONNECTIONS_MAX: usize = 4096;
 /// Whose connections they may be. One address may be all requests of a node, where its addresses are translated; still it
