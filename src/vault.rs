@@ -16,6 +16,7 @@ pub mod pods;
 pub mod projects;
 mod reads;
 mod records;
+mod refusals;
 pub mod variables;
 mod writer;
 mod writes;

@@ -122,7 +122,7 @@ async fn review_pod(Shared(state): Shared<State>, request: HttpRequest) -> Respo
             Verdict::Changed { .. } => AdmissionOutcome::Injected,
             Verdict::Unchanged { .. } => AdmissionOutcome::Unchanged,
             Verdict::Refused { message, .. } => {
-                tracing::info!(refusal = message.as_str(), "refused a pod");
+                tracing::debug!(refusal = message.as_str(), "refused a pod");
                 AdmissionOutcome::Refused
             }
         },

@@ -1,6 +1,6 @@
 //! Where values would be missed or seen: exec probes and hooks, which run beside the program, and arguments.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde_json::Value;
 
@@ -72,16 +72,16 @@ impl Environment<'_> {
             Injected::No
         } else if self.allowance.rename.contains_key(&name) || self.lists(&name) {
             Injected::BySpec
-        } else if !self.allowance.exports(&name)
+        } else if self.names.is_some_and(|names| !names.contains(&name))
+            // Last, since they look at every pattern and every grant.
+            || !self.allowance.exports(&name)
             || !grants_variable(self.grants, self.namespace, self.account, &name)
         {
             Injected::No
+        } else if self.names.is_some() {
+            Injected::ByStage
         } else {
-            match self.names {
-                Some(names) if names.contains(&name) => Injected::ByStage,
-                Some(_) => Injected::No,
-                None => Injected::Perhaps,
-            }
+            Injected::Perhaps
         }
     }
 
@@ -99,9 +99,19 @@ pub(super) fn blind_checks(environment: &Environment<'_>) -> Vec<Problem> {
         .into_iter()
         .filter_map(|(check, pointer)| {
             let exec = environment.container.pointer(pointer)?;
-            let words = || pod::texts(exec, "command").flat_map(words);
+            // Each word is looked at once, however often the text has it.
+            let mut seen = HashSet::new();
+            let injected: Vec<_> = pod::texts(exec, "command")
+                .flat_map(words)
+                .filter(|word| seen.insert(*word))
+                .map(|word| (word, environment.injected(word)))
+                .filter(|(_, how)| *how != Injected::No)
+                .collect();
             let container = || shown(&environment.chosen.name);
-            let any = |how: Injected| words().find(|it| environment.injected(it) == how);
+            let any = |wanted: Injected| {
+                let found = injected.iter().find(|(_, how)| *how == wanted);
+                found.map(|(word, _)| *word)
+            };
             if let Some(variable) = any(Injected::BySpec) {
                 return Some(Problem::Probe {
                     container: container(),
