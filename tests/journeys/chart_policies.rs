@@ -237,6 +237,44 @@ fn the_operators_token_gains_nothing_else(namespace: &Namespace) {
             assert!(refused, "{what} of {resource}: {refusal}");
         }
     }
+
+    // Whatever rights the operator's account has or may come to have, and the one that uninstalls: the policy alone refuses
+    // them here, as members of the group that may do everything.
+    let stage = stage.replace("planted", "another");
+    let grant = r#"{"spec":{"access":[{"serviceAccounts":["default"]}]}}"#;
+    let acts: &[(&[&str], &str)] = &[
+        (
+            &[
+                "patch",
+                "barekeystage/development",
+                "--type=merge",
+                "-p",
+                grant,
+            ],
+            "",
+        ),
+        (&["delete", "barekeystage/development", "--wait=false"], ""),
+        (&["create", "-f", "-"], &stage),
+    ];
+    for account in ["barekey", "barekey-uninstall"] {
+        let user = format!("system:serviceaccount:{own}:{account}");
+        for (act, stdin) in acts {
+            let refusal = namespace
+                .kubectl(*act)
+                .args([
+                    "--dry-run=server",
+                    "--as",
+                    &user,
+                    "--as-group",
+                    "system:masters",
+                ])
+                .stdin(*stdin)
+                .output();
+            let refused =
+                !refusal.status.success() && refusal.stderr.contains("barekey-operator-resources");
+            assert!(refused, "{account}: {act:?}: {refusal}");
+        }
+    }
 }
 
 fn the_operator_changes_the_ca_alone(_: &Namespace) {
