@@ -53,7 +53,7 @@ impl Vault {
         let counts = &self.0.counts;
         let unknown = counts.unknown_callers.swap(0, Ordering::Relaxed);
         if unknown > 0 {
-            let event = count_event(Action::UnknownCallers, Outcome::Refused, unknown);
+            let event = count_event(Action::UnknownCallers, nobody(), Outcome::Refused, unknown);
             if self.record_event(Chain::Installation, event).await.is_err() {
                 counts.add_unknown_callers(unknown);
             }
@@ -64,7 +64,7 @@ impl Vault {
             let event = AuditEvent {
                 project: Some(project.to_string()),
                 stage: Some(stage.to_string()),
-                ..count_event(Action::PublicRead, Outcome::Allowed, count)
+                ..count_event(Action::PublicRead, nobody(), Outcome::Allowed, count)
             };
             let chain = Chain::Organization(organization.clone());
             if self.record_event(chain, event).await.is_err() {
@@ -74,14 +74,25 @@ impl Vault {
     }
 }
 
-fn count_event(action: Action, outcome: Outcome, count: u64) -> AuditEvent {
+/// The actor of what nobody known did, or many did.
+pub(super) fn nobody() -> Actor {
+    Actor {
+        kind: "nobody",
+        id: String::new(),
+        name: String::new(),
+    }
+}
+
+/// The record that stands for so many.
+pub(super) fn count_event(
+    action: Action,
+    actor: Actor,
+    outcome: Outcome,
+    count: u64,
+) -> AuditEvent {
     AuditEvent {
         action,
-        actor: Actor {
-            kind: "nobody",
-            id: String::new(),
-            name: String::new(),
-        },
+        actor,
         project: None,
         stage: None,
         names: Vec::new(),

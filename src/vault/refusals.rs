@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 
+use super::counts::{count_event, nobody};
 use super::records::Chain;
 use crate::domain::access::Actor;
-use crate::domain::audit::{Action, AuditEvent, Origin, Outcome, Source};
+use crate::domain::audit::{Action, AuditEvent, Outcome};
 
 /// How long a caller's refusals are counted together, in milliseconds.
 pub(crate) const WINDOW_MS: i64 = 60_000;
@@ -75,7 +76,14 @@ impl Refusals {
             let is_due = window.over > 0 && (all || window.is_past(now_ms));
             window.counted = if is_due { window.over } else { 0 };
             if is_due {
-                due.push((chain.clone(), count_of(window)));
+                let actor = window.actor.clone();
+                let event = count_event(
+                    Action::RefusalsCounted,
+                    actor,
+                    Outcome::Refused,
+                    window.over,
+                );
+                due.push((chain.clone(), event));
             }
         }
         due
@@ -89,31 +97,5 @@ impl Refusals {
             window.recorded = 0;
             window.since_ms = now_ms;
         }
-    }
-}
-
-fn nobody() -> Actor {
-    Actor {
-        kind: "nobody",
-        id: String::new(),
-        name: String::new(),
-    }
-}
-
-fn count_of(window: &Window) -> AuditEvent {
-    AuditEvent {
-        action: Action::RefusalsCounted,
-        actor: window.actor.clone(),
-        project: None,
-        stage: None,
-        names: Vec::new(),
-        origin: Origin {
-            source: Source::Api,
-            ip: String::new(),
-            user_agent: String::new(),
-            request_id: String::new(),
-        },
-        outcome: Outcome::Refused,
-        detail: format!("count={}", window.counted),
     }
 }
