@@ -388,6 +388,7 @@ impl Writer {
                 );
                 let error = GroupError(Arc::new(error));
                 self.known.clear();
+                self.touched.clear();
                 // What was half done may have been done after all, when the connection broke at its very end.
                 self.core.cache.forget_all();
                 for (_, reply) in group.recordings {
@@ -452,6 +453,8 @@ impl Writer {
                     return Ok(done);
                 }
                 Err(error) => {
+                    // What was to be stored of tokens' use was taken back too.
+                    self.touched.clear();
                     if work.db.roll_back().await.is_ok() {
                         self.connection = Some(work.db);
                     }
