@@ -1,5 +1,7 @@
 //! What a variable is: its kind, declared type, visibility, and what a type accepts.
 
+mod json;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -127,7 +129,7 @@ impl DeclaredType {
     /// | int64 | a decimal number without leading zeros | that number; `-0` becomes `0` |
     /// | float | a finite number, with white space around it | without that space |
     /// | date | RFC 3339 with seconds and a zone, a day of the calendar | UTC with milliseconds |
-    /// | json | JSON | compact, the keys of objects sorted |
+    /// | json | JSON, no key of an object twice | compact, the keys of objects sorted, numbers digit for digit |
     ///
     /// # Errors
     /// [`NormaliseError`] for everything else. It never carries the value.
@@ -144,7 +146,10 @@ impl DeclaredType {
                 normalise_date(text),
                 "use RFC 3339 with seconds and a zone, such as 2026-01-31T12:00:00Z",
             ),
-            Self::Json => (normalise_json(text), "use JSON"),
+            Self::Json => (
+                json::normalise(text),
+                "use JSON in which no object has one key twice and every number is finite",
+            ),
         };
         normalised.ok_or(NormaliseError {
             declared_type: self,
@@ -181,12 +186,6 @@ fn normalise_float(text: &str) -> Option<String> {
         .all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'+' | b'e' | b'E'));
     let number: f64 = plain.then(|| trimmed.parse().ok())??;
     number.is_finite().then(|| trimmed.to_owned())
-}
-
-fn normalise_json(text: &str) -> Option<String> {
-    // The parser's map is sorted by key.
-    let value: serde_json::Value = serde_json::from_str(text).ok()?;
-    Some(value.to_string())
 }
 
 /// RFC 3339, section 5.6, to UTC with milliseconds (digits behind those are cut). No leap seconds.
