@@ -4,6 +4,7 @@
 //! the stage, project or organization first; the driver's error goes up unchanged, and `vault` begins and ends transactions.
 
 pub(crate) mod audit;
+mod batch;
 pub(crate) mod credentials;
 pub(crate) mod dialect;
 pub(crate) mod organizations;
@@ -14,7 +15,8 @@ pub(crate) mod test_server;
 pub(crate) mod usage;
 pub(crate) mod variables;
 
-pub(crate) use dialect::{Batch, Connection, Database, OpenError, Risk};
+pub(crate) use batch::Batch;
+pub(crate) use dialect::{Connection, Database, OpenError, Risk};
 
 /// Why a statement did not give what was asked.
 #[derive(Debug, thiserror::Error)]

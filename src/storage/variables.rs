@@ -168,30 +168,25 @@ pub(crate) async fn versions_by_name(
     .collect()
 }
 
-/// Appends versions and makes each the newest one. `created_at` of a variable that is there is kept.
+/// Appends versions, one a variable, and makes each the newest one. A variable that was deleted is there again.
 pub(crate) async fn append_versions(
     db: &mut Connection,
     stage: &StageId,
     operation: &OperationId,
     versions: &[VariableRow],
 ) -> Result<(), Error> {
-    for version in versions {
-        db.execute(
-            "INSERT INTO variables (stage_id, name, version, created_at, updated_at, deleted_at)
-             VALUES ($1, $2, $3, $4, $5, NULL)
-                 ON CONFLICT (stage_id, name) DO UPDATE
-                SET version = excluded.version, created_at = excluded.created_at,
-                    updated_at = excluded.updated_at, deleted_at = NULL",
+    let newest = versions
+        .iter()
+        .flat_map(|version| {
             cells![
                 stage.as_str(),
                 version.name.as_str(),
                 version.version,
                 version.created_at,
                 version.updated_at
-            ],
-        )
-        .await?;
-    }
+            ]
+        })
+        .collect();
     let rows = versions
         .iter()
         .flat_map(|version| {
@@ -211,6 +206,14 @@ pub(crate) async fn append_versions(
         })
         .collect();
     let mut batch = Batch::default();
+    batch.insert_rows_or(
+        "INSERT INTO variables (stage_id, name, version, created_at, updated_at) VALUES",
+        5,
+        newest,
+        " ON CONFLICT (stage_id, name) DO UPDATE
+             SET version = excluded.version, created_at = excluded.created_at,
+                 updated_at = excluded.updated_at, deleted_at = NULL",
+    );
     batch.insert_rows(
         "INSERT INTO variable_versions (stage_id, name, version, operation_id, kind, declared_type, visibility, \
          envelope_a, lineage_id, dek_version, created_at) VALUES",
@@ -220,19 +223,19 @@ pub(crate) async fn append_versions(
     db.run_batch(batch).await
 }
 
-/// Marks a variable as deleted; its versions stay.
-pub(crate) async fn delete_variable(
+/// Marks variables as deleted; their versions stay.
+pub(crate) async fn delete_variables(
     db: &mut Connection,
     stage: &StageId,
-    name: &VariableName,
+    names: &[&VariableName],
     now_ms: i64,
 ) -> Result<(), Error> {
-    db.execute(
-        "UPDATE variables SET deleted_at = $3 WHERE stage_id = $1 AND name = $2",
-        cells![stage.as_str(), name.as_str(), now_ms],
+    db.execute_by_names(
+        "UPDATE variables SET deleted_at = $2 WHERE stage_id = $1 AND name IN",
+        cells![stage.as_str(), now_ms],
+        &names.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
     )
     .await
-    .map(drop)
 }
 
 /// One change of a stage.

@@ -416,10 +416,9 @@ impl WriteVariables {
             }
         }
         storage::variables::append_versions(&mut work.db, &facts.stage, &id, &rows).await?;
-        for name in &written.deleted {
-            storage::variables::delete_variable(&mut work.db, &facts.stage, name, work.now_ms)
-                .await?;
-        }
+        let deleted: Vec<_> = written.deleted.iter().collect();
+        storage::variables::delete_variables(&mut work.db, &facts.stage, &deleted, work.now_ms)
+            .await?;
         if !rows.is_empty() {
             let size = storage::variables::stage_size(&mut work.db, &facts.stage).await?;
             if let Some(problem) = too_large(size) {
