@@ -11,6 +11,7 @@ pub mod error;
 mod exchange;
 pub mod limits;
 pub mod listener;
+mod lookups;
 pub mod metrics;
 mod openapi;
 mod pods;
@@ -27,8 +28,8 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, get, post};
 
 use self::answers::Answers;
-use self::callers::FailedTokens;
 use self::error::Code;
+use self::lookups::Lookups;
 use self::metrics::HttpMetrics;
 use crate::domain::shares::Shares;
 use crate::vault::Vault;
@@ -216,7 +217,7 @@ pub(crate) struct Api(Arc<Inner>);
 struct Inner {
     vault: Vault,
     metrics: HttpMetrics,
-    failures: FailedTokens,
+    lookups: Lookups,
     bodies: Shares,
     answers: Answers,
     document: Bytes,
@@ -227,7 +228,7 @@ impl Api {
         Self(Arc::new(Inner {
             vault,
             metrics: settings.metrics,
-            failures: FailedTokens::new(),
+            lookups: Lookups::new(),
             bodies: Shares::new(limits::BODIES),
             answers: Answers::new(),
             document: document().to_string().into(),
@@ -242,8 +243,8 @@ impl Api {
         &self.0.metrics
     }
 
-    pub(crate) fn failures(&self) -> &FailedTokens {
-        &self.0.failures
+    pub(crate) fn lookups(&self) -> &Lookups {
+        &self.0.lookups
     }
 
     /// Room for the bodies of requests, in bytes.

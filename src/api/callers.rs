@@ -1,27 +1,20 @@
 //! From a request to a call: body, shape, credential, in this order, so that each refusal is the documented one.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{PoisonError, RwLock};
-use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{ConnectInfo, FromRequest, Request};
 use axum::http::{HeaderMap, HeaderName, header, request};
-use governor::clock::{Clock, DefaultClock};
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use http_body_util::BodyExt;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::error::{ApiError, Code};
 use super::exchange::{self, RequestId};
+use super::lookups::too_many;
 use super::{Api, limits};
 use crate::domain::access::Caller;
 use crate::domain::audit::Origin;
-use crate::domain::shares::{self, Share, Shares};
+use crate::domain::shares::Share;
 use crate::vault::credentials::{AuthenticateError, PresentedToken};
 
 const REQUEST_KEY: HeaderName = HeaderName::from_static("x-barekey-request-key");
@@ -259,15 +252,15 @@ async fn recognise(
     };
     let address = address(parts);
     // Held until the credential is counted.
-    let _lookup = api.failures().begin(address, &token)?;
+    let _lookup = api.lookups().begin(address, &token)?;
     match api.vault().authenticate(&token).await {
         Ok(caller) => {
-            api.failures().recognised(&token);
+            api.lookups().recognised(&token);
             Ok((caller, origin))
         }
         Err(error @ (AuthenticateError::Unknown | AuthenticateError::PodRefused { .. })) => {
             api.metrics().failed_token();
-            if let Some(wait) = api.failures().failed(address, &token) {
+            if let Some(wait) = api.lookups().failed(address, &token) {
                 return Err(too_many(wait));
             }
             api.vault().count_unknown_caller();
@@ -275,17 +268,6 @@ async fn recognise(
         }
         Err(error) => Err(error.into()),
     }
-}
-
-fn too_many(wait: Duration) -> ApiError {
-    let seconds = u32::try_from(wait.as_secs())
-        .unwrap_or(u32::MAX)
-        .saturating_add(1);
-    ApiError::new(
-        Code::RateLimited,
-        "too many refused credentials from this address; wait, then send one that is good",
-    )
-    .retry_after(seconds)
 }
 
 /// The text behind `Bearer `, if there is exactly one such header and it is short enough to be one.
@@ -302,157 +284,6 @@ fn bearer(headers: &HeaderMap) -> Option<PresentedToken> {
     sane.then(|| PresentedToken::new(token.to_owned()))
 }
 
-/// Counts refused credentials by address, and holds an address up that sends too many, one after the other or at once. A
-/// credential that was recognised since the start is not held up by its neighbours' failures.
-pub(crate) struct FailedTokens {
-    addresses: Failures,
-    /// Those of IPv6 once more, so that going from address to address is no way around.
-    networks: Failures,
-    lookups: Shares,
-    /// Keyed 64-bit hashes, made with a key of this process: good for being let past the limiter, never for being let in.
-    recognised: RwLock<HashSet<u64>>,
-    hasher: RandomState,
-}
-
-impl FailedTokens {
-    /// With the limits of [`limits`].
-    pub(crate) fn new() -> Self {
-        Self {
-            addresses: Failures::new(
-                limits::FAILED_TOKENS_PER_SECOND,
-                limits::FAILED_TOKENS_BURST,
-            ),
-            networks: Failures::new(
-                limits::FAILED_TOKENS_NETWORK_PER_SECOND,
-                limits::FAILED_TOKENS_NETWORK_BURST,
-            ),
-            lookups: Shares::new(limits::LOOKUPS),
-            recognised: RwLock::default(),
-            hasher: RandomState::new(),
-        }
-    }
-
-    /// Lets a credential be looked up, while what comes back is held; `None` is for one that was recognised before.
-    ///
-    /// # Errors
-    /// A 429, when the address must wait or too many others of it are looked up.
-    fn begin(
-        &self,
-        address: Option<IpAddr>,
-        token: &PresentedToken,
-    ) -> Result<Option<Share>, ApiError> {
-        if self.knows(self.hasher.hash_one(token.reveal())) {
-            return Ok(None);
-        }
-        let Some(peer) = address else {
-            return Ok(None);
-        };
-        let network = shares::network(peer).and_then(|network| self.networks.must_wait(network));
-        if let Some(wait) = self.addresses.must_wait(peer).max(network) {
-            return Err(too_many(wait));
-        }
-        let lookup = self.lookups.take(address, 1).ok_or_else(|| {
-            ApiError::new(
-                Code::RateLimited,
-                "too many credentials from this address are being looked up right now; try again",
-            )
-            .retry_after(limits::LOOKUPS_RETRY_SECONDS)
-        })?;
-        Ok(Some(lookup))
-    }
-
-    fn knows(&self, hash: u64) -> bool {
-        self.recognised
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(&hash)
-    }
-
-    /// Remembers a credential that was recognised.
-    fn recognised(&self, token: &PresentedToken) {
-        let hash = self.hasher.hash_one(token.reveal());
-        if self.knows(hash) {
-            return;
-        }
-        let mut recognised = self
-            .recognised
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        if recognised.len() >= limits::RECOGNISED_TOKENS_KEPT {
-            recognised.clear();
-        }
-        recognised.insert(hash);
-    }
-
-    /// Counts a refused credential, which is no longer one that was recognised; `Some` when the address has sent too many
-    /// and must wait so long.
-    fn failed(&self, address: Option<IpAddr>, token: &PresentedToken) -> Option<Duration> {
-        let hash = self.hasher.hash_one(token.reveal());
-        if self.knows(hash) {
-            self.recognised
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&hash);
-        }
-        let address = address?;
-        let network = shares::network(address).and_then(|network| self.networks.count(network));
-        self.addresses.count(address).max(network)
-    }
-}
-
-/// Refused credentials of senders, each under one address.
-struct Failures {
-    limiter: DefaultKeyedRateLimiter<IpAddr>,
-    clock: DefaultClock,
-    waiting: RwLock<HashMap<IpAddr, Instant>>,
-    /// How many were counted since those that have been quiet were dropped.
-    counted: AtomicUsize,
-}
-
-impl Failures {
-    fn new(per_second: u32, burst: u32) -> Self {
-        let one = NonZeroU32::MIN;
-        let per_second = NonZeroU32::new(per_second).unwrap_or(one);
-        let burst = NonZeroU32::new(burst).unwrap_or(one);
-        Self {
-            limiter: RateLimiter::keyed(Quota::per_second(per_second).allow_burst(burst)),
-            clock: DefaultClock::default(),
-            waiting: RwLock::default(),
-            counted: AtomicUsize::new(0),
-        }
-    }
-
-    /// How long a sender must wait before a credential of it is looked at; `None` for not at all.
-    fn must_wait(&self, sender: IpAddr) -> Option<Duration> {
-        let until = {
-            let waiting = self.waiting.read().unwrap_or_else(PoisonError::into_inner);
-            *waiting.get(&sender)?
-        };
-        until.checked_duration_since(Instant::now())
-    }
-
-    /// Counts one; `Some` when the sender has sent too many and must wait so long.
-    fn count(&self, sender: IpAddr) -> Option<Duration> {
-        if self.counted.fetch_add(1, Ordering::Relaxed) >= limits::FAILED_ADDRESSES_KEPT {
-            self.forget_quiet();
-        }
-        let refused = self.limiter.check_key(&sender).err()?;
-        let wait = refused.wait_time_from(self.clock.now());
-        let mut waiting = self.waiting.write().unwrap_or_else(PoisonError::into_inner);
-        waiting.insert(sender, Instant::now() + wait);
-        Some(wait)
-    }
-
-    /// Drops the counters that are as good as new. Looks at every one of them, so it is called once in many counts.
-    fn forget_quiet(&self) {
-        self.counted.store(0, Ordering::Relaxed);
-        self.limiter.retain_recent();
-        let now = Instant::now();
-        let mut waiting = self.waiting.write().unwrap_or_else(PoisonError::into_inner);
-        waiting.retain(|_, until| *until > now);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -460,16 +291,14 @@ mod tests {
     use crate::api::{ApiSettings, environment};
     use crate::crypto::keys::MasterKey;
     use crate::domain::audit::Source;
+    use crate::domain::shares::Shares;
     use crate::protocol::environment::WriteRequest;
     use crate::vault::{Clock, Vault, VaultSettings};
     use axum::extract::State;
     use axum::response::IntoResponse;
     use futures::FutureExt;
     use std::sync::Arc;
-
-    fn presented(text: &str) -> PresentedToken {
-        PresentedToken::new(text.to_owned())
-    }
+    use std::time::Duration;
 
     #[test]
     fn headers_count_with_their_names() {
@@ -553,77 +382,6 @@ mod tests {
         ] {
             assert_eq!(with(bad), None, "{bad:?}");
         }
-    }
-
-    #[test]
-    fn an_address_that_fails_too_often_waits_and_its_recognised_neighbour_does_not() {
-        let failures = FailedTokens::new();
-        let address = Some("192.0.2.1".parse().unwrap());
-        let (good, bad) = (presented("good"), presented("bad"));
-        failures.recognised(&good);
-        for attempt in 0..limits::FAILED_TOKENS_BURST {
-            assert_eq!(failures.failed(address, &bad), None, "attempt {attempt}");
-        }
-        let waited = (0..limits::FAILED_TOKENS_BURST).find_map(|_| failures.failed(address, &bad));
-        assert!(waited.is_some());
-        assert!(failures.begin(address, &bad).is_err());
-        assert!(failures.begin(address, &good).is_ok());
-        let other = Some("192.0.2.2".parse().unwrap());
-        assert!(failures.begin(other, &bad).is_ok());
-        failures.failed(address, &good);
-        assert!(failures.begin(address, &good).is_err(), "it was revoked");
-    }
-
-    #[test]
-    fn credentials_that_are_sent_at_once_do_not_all_pass_before_the_first_is_counted() {
-        let failures = FailedTokens::new();
-        let address = Some("192.0.2.1".parse().unwrap());
-        let bad = presented("bad");
-        let mut under_way: Vec<_> = (0..limits::LOOKUPS.address)
-            .map(|_| failures.begin(address, &bad).unwrap())
-            .collect();
-        let refused = failures.begin(address, &bad).err().unwrap();
-        assert_eq!(refused.code(), Code::RateLimited);
-        failures.recognised(&presented("good"));
-        assert!(failures.begin(address, &presented("good")).is_ok());
-        let other = Some("192.0.2.2".parse().unwrap());
-        assert!(failures.begin(other, &bad).is_ok());
-        under_way.pop();
-        assert!(failures.begin(address, &bad).is_ok());
-    }
-
-    #[test]
-    fn addresses_of_one_ipv6_network_fail_each_for_itself_and_more_of_them_together() {
-        let failures = FailedTokens::new();
-        let bad = presented("bad");
-        let pod = |number: u32| -> Option<IpAddr> {
-            Some(format!("2001:db8:1:2::{number:x}").parse().unwrap())
-        };
-        let fails = |address| {
-            (0..=limits::FAILED_TOKENS_BURST).any(|_| failures.failed(address, &bad).is_some())
-        };
-        assert!(fails(pod(1)));
-        assert!(failures.begin(pod(1), &bad).is_err());
-        assert!(failures.begin(pod(2), &bad).is_ok(), "its neighbour");
-        let together = limits::FAILED_TOKENS_NETWORK_BURST * 2;
-        assert!((3..together).any(|number| failures.failed(pod(number), &bad).is_some()));
-        assert!(failures.begin(pod(together), &bad).is_err());
-        let elsewhere = Some("2001:db8:1:3::1".parse().unwrap());
-        assert!(failures.begin(elsewhere, &bad).is_ok());
-    }
-
-    #[test]
-    fn addresses_that_fail_once_and_stay_quiet_are_forgotten() {
-        let failures = Failures::new(1000, 1);
-        let address = |number: usize| IpAddr::from(u128::try_from(number).unwrap().to_be_bytes());
-        for number in 0..limits::FAILED_ADDRESSES_KEPT {
-            assert_eq!(failures.count(address(number)), None);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-        let later = address(limits::FAILED_ADDRESSES_KEPT);
-        failures.count(later);
-        assert!(failures.count(later).is_some(), "it was counted");
-        assert_eq!(failures.limiter.len(), 1);
     }
 
     /// The API of a new vault, and an owner's token.

@@ -111,6 +111,15 @@ pub const LOOKUPS: Bounds = Bounds {
     kept: 0,
     little: 0,
 };
+/// The same for tokens of pods, recognised or not: each asks the API server, which is asked about 64 at once. One address
+/// may be all pods of a node, where its addresses are translated; still it gets half of those.
+pub const POD_LOOKUPS: Bounds = Bounds {
+    all: 1024,
+    address: 32,
+    network: 256,
+    kept: 128,
+    little: 2,
+};
 /// When to come again after too many were looked up, in seconds.
 pub const LOOKUPS_RETRY_SECONDS: u32 = 1;
 /// After how many refused credentials the counters of addresses that have been quiet are dropped.

@@ -19,6 +19,12 @@ impl PresentedToken {
     pub fn new(text: String) -> Self {
         Self(Plaintext::from(text))
     }
+
+    /// Whether it looks like one of our own making; every other is taken for a pod's.
+    pub fn is_api_token(&self) -> bool {
+        self.reveal().starts_with(API_TOKEN_PREFIX)
+    }
+
     /// The token itself. Every call is a place where a secret leaves.
     pub fn reveal(&self) -> &str {
         self.0.reveal_text().unwrap_or_default()

@@ -8,7 +8,7 @@ use super::writer::{Change, Verdict, Work};
 use super::{Core, Unavailable, Vault, make_id, no_random};
 use crate::crypto::keys::{TokenKey, same_mac};
 pub use crate::crypto::tokens::PresentedToken;
-use crate::crypto::tokens::{API_TOKEN_PREFIX, make_api_token};
+use crate::crypto::tokens::make_api_token;
 use crate::domain::access::{Actor, Caller, Role, Scope, TokenCaller};
 use crate::domain::audit::{Action, AuditEvent, Origin, Outcome};
 use crate::domain::names::{OrganizationSlug, ProjectId, ProjectSlug, StageId, StageSlug, TokenId};
@@ -285,7 +285,7 @@ impl Vault {
     /// [`AuthenticateError`]; an unknown, a revoked and an expired token read the same.
     pub async fn authenticate(&self, bearer: &PresentedToken) -> Result<Caller, AuthenticateError> {
         let text = bearer.reveal();
-        if text.starts_with(API_TOKEN_PREFIX) {
+        if bearer.is_api_token() {
             return self.authenticate_token(text).await.map(Caller::Token);
         }
         let parts = text.split('.').filter(|part| !part.is_empty()).count();
