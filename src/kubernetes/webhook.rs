@@ -22,7 +22,9 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use futures::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::spawn_blocking;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::domain::names::{Namespace, ObjectName, StageId, VariableName};
@@ -35,6 +37,9 @@ use super::metrics::{AdmissionLabels, AdmissionOutcome, Metrics};
 
 /// How long the vault may take to name the variables of a stage.
 const NAMES_WAIT_MAX: Duration = Duration::from_secs(2);
+/// The longest review that is looked at among the other requests, in bytes: longer than those of ordinary pods. What is
+/// longer takes milliseconds, so it is looked at beside them, one at a time.
+const SHORT_BYTES_MAX: usize = 64 * 1024;
 /// The group of the users that are nodes: only they make mirrors of static pods.
 const NODES_GROUP: &str = "system:nodes";
 /// The annotation of a mirror of a static pod.
@@ -71,6 +76,8 @@ pub struct State {
     settings: watch::Receiver<Arc<InjectionSettings>>,
     metrics: Metrics,
     bodies: Arc<Bodies>,
+    /// The turn of one long review.
+    long: Arc<Semaphore>,
 }
 
 impl State {
@@ -85,6 +92,7 @@ impl State {
             settings,
             metrics,
             bodies: Arc::new(Bodies::new()),
+            long: Arc::new(Semaphore::new(1)),
         }
     }
 }
@@ -102,22 +110,39 @@ async fn review_pod(Shared(state): Shared<State>, request: HttpRequest) -> Respo
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let peer = peer.map(|peer| peer.0.ip().to_canonical());
     // The room is given back when the answer is made.
-    let parsed = match state.bodies.read(request.into_body(), peer).await {
-        Ok((body, room)) => Review::parse(&body)
-            .map(|review| (review, room))
-            .map_err(Malformed::from),
-        Err(malformed) => Err(malformed),
+    let (body, room) = match state.bodies.read(request.into_body(), peer).await {
+        Ok(read) => read,
+        Err(malformed) => return refuse(&state, malformed),
     };
-    let (review, _room) = match parsed {
-        Ok(parsed) => parsed,
-        Err(malformed) => {
-            count(&state, AdmissionOutcome::Malformed);
-            return malformed.into_response();
-        }
+    if body.len() <= SHORT_BYTES_MAX {
+        return answer(&state, &body).await;
+    }
+    let Ok(turn) = Arc::clone(&state.long).acquire_owned().await else {
+        return refuse(&state, Malformed::TooManyReviews);
     };
-    let verdict = decide(&state, &review).await;
+    let (aside, runtime) = (state.clone(), Handle::current());
+    let answered = spawn_blocking(move || {
+        let _held = (room, turn);
+        runtime.block_on(answer(&aside, &body))
+    });
+    match answered.await {
+        Ok(response) => response,
+        Err(failed) => match failed.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => refuse(&state, Malformed::TooManyReviews),
+        },
+    }
+}
+
+/// The answer to a body that was read.
+async fn answer(state: &State, body: &[u8]) -> Response {
+    let review = match Review::parse(body) {
+        Ok(review) => review,
+        Err(error) => return refuse(state, error.into()),
+    };
+    let verdict = decide(state, &review).await;
     count(
-        &state,
+        state,
         match &verdict {
             Verdict::Changed { .. } => AdmissionOutcome::Injected,
             Verdict::Unchanged { .. } => AdmissionOutcome::Unchanged,
@@ -132,6 +157,11 @@ async fn review_pod(Shared(state): Shared<State>, request: HttpRequest) -> Respo
         review.answer(&verdict),
     )
         .into_response()
+}
+
+fn refuse(state: &State, malformed: Malformed) -> Response {
+    count(state, AdmissionOutcome::Malformed);
+    malformed.into_response()
 }
 
 fn count(state: &State, outcome: AdmissionOutcome) {

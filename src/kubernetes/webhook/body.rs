@@ -209,6 +209,12 @@ mod tests {
         }
     }
 
+    /// A body that sends so many bytes and then neither more nor its end.
+    fn unending(length: usize) -> Body {
+        let sent = futures::stream::iter([Ok::<_, std::io::Error>(vec![b' '; length])]);
+        Body::from_stream(futures::StreamExt::chain(sent, futures::stream::pending()))
+    }
+
     #[tokio::test]
     async fn a_review_waits_for_room_and_goes_when_there_is_none() {
         let bodies = hasty();
@@ -227,16 +233,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn slow_senders_of_long_bodies_do_not_hold_up_a_short_one() {
+    async fn slow_senders_are_given_up_and_do_not_hold_up_a_short_body() {
         let bodies = hasty();
-        let never =
-            || Body::from_stream(futures::stream::pending::<Result<&[u8], std::io::Error>>());
-        let slow = futures::future::join_all((0..64).map(|_| bodies.read(never(), None)));
+        let peer = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        let slow = futures::future::join_all(
+            (0..64).map(|_| bodies.read(unending(64 * 1024), peer("192.0.2.1"))),
+        );
         let short = async {
             tokio::task::yield_now().await;
             timeout(
                 Duration::from_millis(250),
-                bodies.read(Body::from("{}"), None),
+                bodies.read(Body::from("{}"), peer("192.0.2.1")),
             )
             .await
         };
@@ -252,12 +259,8 @@ mod tests {
     async fn bodies_that_do_not_end_leave_room_for_the_api_server() {
         let bodies = Bodies::new();
         let peer = |text: &str| Some(text.parse::<IpAddr>().unwrap());
-        let long = || {
-            let sent = futures::stream::iter([Ok::<_, std::io::Error>(vec![b' '; BYTES_MAX])]);
-            Body::from_stream(futures::StreamExt::chain(sent, futures::stream::pending()))
-        };
         let mut reading: futures::stream::FuturesUnordered<_> = (0..8)
-            .map(|_| bodies.read(long(), peer("192.0.2.1")))
+            .map(|_| bodies.read(unending(BYTES_MAX), peer("192.0.2.1")))
             .collect();
         let refused = futures::StreamExt::next(&mut reading).await.unwrap();
         assert!(matches!(refused, Err(Malformed::TooManyReviews)));

@@ -305,6 +305,24 @@ async fn a_body_that_is_too_long_is_refused_and_one_with_256_kib_of_annotations_
 }
 
 #[tokio::test]
+async fn a_long_review_that_takes_its_time_holds_no_short_one_up() {
+    let app = app(Said {
+        names: None,
+        ..knowing(stage())
+    });
+    let mut long = pod();
+    long["metadata"]["annotations"]["barekey.dev/variables"] = json!("A");
+    long["metadata"]["annotations"]["example.com/large"] = json!("x".repeat(SHORT_BYTES_MAX));
+    let mut long = Box::pin(post(&app, review(long).to_string()));
+    tokio::select! {
+        biased;
+        _ = &mut long => panic!("it waits for the names"),
+        (status, _) = post(&app, review(pod()).to_string()) => assert_eq!(status, StatusCode::OK),
+    }
+    assert_eq!(long.await.0, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn the_namespace_of_the_review_counts_and_not_that_in_the_pod() {
     let mut elsewhere = review(pod());
     elsewhere["request"]["namespace"] = json!("other");
