@@ -26,6 +26,10 @@ pub(crate) fn journeys() -> Vec<Journey> {
             an_annotated_pod_is_refused_without_the_webhook,
         ),
         Journey::changing(
+            "a_namespace_that_the_administrator_exempts_is_left_alone",
+            an_administrators_exempt_namespace_is_left_alone,
+        ),
+        Journey::changing(
             "other_pods_do_not_wait_for_an_operator_that_is_down",
             other_pods_do_not_wait,
         ),
@@ -452,6 +456,41 @@ fn an_annotated_pod_is_refused_without_the_webhook(namespace: &Namespace) {
             .success()
             .then_some(())
             .ok_or_else(|| output.to_string())
+    });
+}
+
+fn an_administrators_exempt_namespace_is_left_alone(namespace: &Namespace) {
+    let installation = Installation::shared();
+    installation.organization(namespace);
+    namespace.apply_example("first-value/barekey.yaml");
+    namespace.make_service_account("shop");
+    namespace.wait_ready("barekeystage/development");
+    let exempt = namespace.name();
+    installation.install(&json!({"exemptNamespaces": [exempt]}));
+    let asked = || {
+        let output = namespace
+            .kubectl(["create", "--dry-run=server", "--output=json", "-f", "-"])
+            .stdin(annotated("asks", "development").to_string())
+            .output();
+        let pod: Value = serde_json::from_str(&output.stdout).unwrap_or_default();
+        (pod["spec"]["containers"][0]["command"].clone(), output)
+    };
+    let made = eventually("a pod as it was written", || {
+        let (command, output) = asked();
+        if command == json!(["sleep", "3600"]) {
+            Ok(output)
+        } else {
+            Err(output.to_string())
+        }
+    });
+    for word in ["Warning:", "barekey-exempt", "not injected"] {
+        assert!(made.stderr.contains(word), "no {word:?} in {made}");
+    }
+    installation.install(&json!({}));
+    eventually("injection again", || {
+        let (command, output) = asked();
+        let injected = command.get(1).is_some_and(|word| word == "run");
+        injected.then_some(()).ok_or_else(|| output.to_string())
     });
 }
 

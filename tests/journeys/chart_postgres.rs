@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::canary::{self, DATA_KEYS, SEALED_KEYS, awkward_value};
 use crate::harness::{
-    Installation, Journey, Namespace, Program, checkout, eventually, example, random_text,
+    Installation, Journey, Namespace, Program, checkout, eventually, example, get, random_text,
     sha256_hex,
 };
 
@@ -25,8 +25,12 @@ pub(crate) fn journeys() -> Vec<Journey> {
 fn two_replicas_on_postgres(namespace: &Namespace) {
     let installation = Installation::shared();
     let database = Database::start();
-    let values: Value =
+    let mut values: Value =
         serde_yaml::from_str(&example("postgres/values.yaml")).expect("the example is YAML");
+    // Some platforms choose the user, one that no image knows.
+    let anybody = 1_000_680_000;
+    values["podSecurityContext"] =
+        json!({"runAsUser": anybody, "runAsGroup": anybody, "fsGroup": anybody});
     let objects = [
         json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "barekey-database"}, "stringData": {"url": database.url}}),
         json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "barekey-database-ca"}, "data": {"ca.crt": database.ca()}}),
@@ -43,6 +47,11 @@ fn two_replicas_on_postgres(namespace: &Namespace) {
     assert_eq!(installation.workload(), "deployment/barekey");
     let replicas = installation.pods();
     assert_eq!(replicas.len(), 2, "{replicas:?}");
+    for replica in &replicas {
+        let resource = format!("pod/{replica}");
+        let pod = get(["-n", installation.namespace(), &resource]).expect("it is there");
+        assert_eq!(pod["spec"]["securityContext"]["runAsUser"], anybody);
+    }
 
     let organization = installation.organization(namespace);
     namespace.restrict();

@@ -75,6 +75,7 @@ pub(crate) fn journeys() -> Vec<Journey> {
         once!(starting::a_certificate_from_files_is_served),
         once!(starting::administration_works_without_a_server_on_a_file),
         once!(faults::a_sqlite_disk_that_is_full_recovers),
+        once!(faults::a_postgres_disk_that_is_full_recovers),
         once!(faults::a_sqlite_file_that_is_read_only_recovers),
         once!(faults::a_server_on_a_read_only_disk_says_so_and_starts_when_it_is_writable),
         once!(faults::a_sqlite_file_that_another_writer_holds_recovers),

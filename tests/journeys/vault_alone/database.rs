@@ -93,6 +93,11 @@ fn make_postgres_database(url: &str) -> String {
     format!("{server}/{name}?{options}")
 }
 
+fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
 /// A PostgreSQL of one journey's own, which may stop it and start it again.
 pub(crate) struct OwnPostgres {
     folder: PathBuf,
@@ -104,15 +109,17 @@ pub(crate) struct OwnPostgres {
 
 impl OwnPostgres {
     pub(crate) fn up() -> Self {
-        let port = TcpListener::bind(("127.0.0.1", 0))
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let folder = PathBuf::from(format!(
-            "/var/tmp/barekey-journey-{}-{port}",
-            std::process::id()
-        ));
+        let port = free_port();
+        let name = format!("barekey-journey-{}-{port}", std::process::id());
+        Self::up_in(Path::new("/var/tmp").join(name), port)
+    }
+
+    /// On a disk of its own.
+    pub(crate) fn up_on(disk: &Path) -> Self {
+        Self::up_in(disk.join("postgres"), free_port())
+    }
+
+    fn up_in(folder: PathBuf, port: u16) -> Self {
         std::fs::create_dir_all(&folder).unwrap();
         let lock = File::open(&folder).unwrap();
         rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();

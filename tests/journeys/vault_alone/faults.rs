@@ -161,11 +161,25 @@ impl Drop for SmallDisk {
 
 pub(crate) fn a_sqlite_disk_that_is_full_recovers() {
     let disk = SmallDisk::mount("16m");
+    let shop = Shop::open_at(Place::at(Engine::Sqlite, disk.0.path()));
+    assert_recovers_from_full(&disk, shop);
+}
+
+pub(crate) fn a_postgres_disk_that_is_full_recovers() {
+    // Its files take a third of it when it is made.
+    let disk = SmallDisk::mount("192m");
+    let postgres = OwnPostgres::up_on(disk.0.path());
+    assert_recovers_from_full(&disk, Shop::open_at(Place::on(&postgres)));
+}
+
+/// The disk is full for a while: nothing is lost, nothing half done.
+#[track_caller]
+fn assert_recovers_from_full(disk: &SmallDisk, shop: Shop) {
     let Shop {
         place,
         server,
         owner,
-    } = Shop::open_at(Place::at(Engine::Sqlite, disk.0.path()));
+    } = shop;
     server.write(&owner, STAGING, &[("KEEP", "kept")]);
     let ballast = disk.fill();
     // What the journal has already taken may still be used; then nothing goes.
@@ -270,14 +284,11 @@ pub(crate) fn a_sqlite_file_that_another_writer_holds_recovers() {
 
 pub(crate) fn a_postgres_that_was_away_recovers() {
     let postgres = OwnPostgres::up();
-    let mut place = Place::new(Engine::Sqlite);
-    place.engine = Engine::Postgres;
-    place.database = postgres.url.clone();
     let Shop {
         place,
         server,
         owner,
-    } = Shop::open_at(place);
+    } = Shop::open_at(Place::on(&postgres));
     server.write(&owner, STAGING, &[("KEEP", "kept")]);
     assert_eq!(server.value(&owner, STAGING, "KEEP"), "kept");
     for _ in 0..2 {
@@ -295,14 +306,11 @@ pub(crate) fn a_postgres_that_was_away_recovers() {
 
 pub(crate) fn a_postgres_that_was_read_only_recovers() {
     let postgres = OwnPostgres::up();
-    let mut place = Place::new(Engine::Sqlite);
-    place.engine = Engine::Postgres;
-    place.database = postgres.url.clone();
     let Shop {
         place,
         server,
         owner,
-    } = Shop::open_at(place);
+    } = Shop::open_at(Place::on(&postgres));
     server.write(&owner, STAGING, &[("KEEP", "kept")]);
     postgres.set("default_transaction_read_only", "on");
     server.wait_until("read-only sessions", |server| {
@@ -318,9 +326,7 @@ pub(crate) fn a_postgres_that_was_read_only_recovers() {
 
 pub(crate) fn a_postgres_that_may_lose_writes_or_is_not_proven_is_refused_by_name() {
     let postgres = OwnPostgres::up();
-    let mut place = Place::new(Engine::Sqlite);
-    place.engine = Engine::Postgres;
-    place.database = postgres.url.clone();
+    let mut place = Place::on(&postgres);
     let refused = |place: &Place, named: &str| {
         let Err((status, log)) = place.try_serve(&[]) else {
             panic!("it started on a database with {named}");

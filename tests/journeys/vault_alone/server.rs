@@ -14,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::database::Engine;
+use super::database::{Engine, OwnPostgres};
 use super::http::{self, Answer};
 
 /// How long a start, a stop or a recovery may take.
@@ -63,6 +63,14 @@ impl Place {
             directory: directory.to_owned(),
             _temporary: None,
         }
+    }
+
+    /// A new one on a PostgreSQL of the journey's own.
+    pub(crate) fn on(postgres: &OwnPostgres) -> Self {
+        let mut place = Self::new(Engine::Sqlite);
+        place.engine = Engine::Postgres;
+        place.database = postgres.url.clone();
+        place
     }
 
     /// The program with this place's environment and nothing else of ours. It ends with the thread that starts it.
