@@ -4,6 +4,7 @@
 //! request and `no-store`; every refusal, of whichever layer, has the same body ([`error`]).
 
 mod answers;
+mod bodies;
 mod callers;
 pub mod certificate_files;
 mod environment;
