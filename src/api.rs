@@ -220,6 +220,7 @@ struct Inner {
     metrics: HttpMetrics,
     lookups: Lookups,
     bodies: Shares,
+    writes: Shares,
     answers: Answers,
     document: Bytes,
 }
@@ -231,6 +232,7 @@ impl Api {
             metrics: settings.metrics,
             lookups: Lookups::new(),
             bodies: Shares::new(limits::BODIES),
+            writes: Shares::new(limits::WRITES),
             answers: Answers::new(),
             document: document().to_string().into(),
         }))
@@ -251,6 +253,11 @@ impl Api {
     /// Room for the bodies of requests, in bytes.
     pub(crate) fn bodies(&self) -> &Shares {
         &self.0.bodies
+    }
+
+    /// Room in the queue of changes, in variables.
+    pub(crate) fn writes(&self) -> &Shares {
+        &self.0.writes
     }
 
     /// Room for the values of answers.

@@ -182,10 +182,12 @@ mod tests {
     use crate::api::{ApiSettings, environment};
     use crate::crypto::keys::MasterKey;
     use crate::domain::audit::Source;
+    use crate::domain::shares::Shares;
     use crate::vault::{Clock, Vault, VaultSettings};
     use axum::body::Body;
     use axum::extract::State;
     use futures::FutureExt;
+    use std::net::Ipv4Addr;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -245,33 +247,59 @@ mod tests {
         (api, made.token.reveal_text().unwrap().to_owned())
     }
 
-    #[tokio::test]
-    async fn what_was_asked_takes_room_until_it_is_done_even_when_nobody_waits_for_the_answer() {
-        let folder = tempfile::tempdir().unwrap();
-        let (api, token) = api_of(folder.path()).await;
-        let peer = SocketAddr::from(([192, 0, 2, 1], 1));
+    const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 1);
+
+    /// A change of one variable, read from a request of [`PEER`].
+    async fn change(api: &Api, token: &str) -> Call<environment::Change> {
         let body = serde_json::json!({"projectSlug": "shop", "stageSlug": "staging", "mode": "upsert",
             "entries": [{"name": "A", "kind": "secret", "value": "1"}]});
         let request = Request::builder()
             .header(header::AUTHORIZATION, format!("Bearer {token}"))
-            .extension(ConnectInfo(peer))
+            .extension(ConnectInfo(PEER))
             .extension(RequestId("req_1".to_owned()))
             .body(Body::from(body.to_string()))
             .unwrap();
-        let all_is_free = || {
-            let all = api.bodies().take(Some(peer.ip()), limits::BODIES.address);
-            all.is_some()
-        };
-        let call = Call::<environment::Change>::from_request(request, &api)
+        Call::from_request(request, api)
             .await
-            .unwrap_or_else(|refused| panic!("{}", refused.message()));
+            .unwrap_or_else(|refused| panic!("{}", refused.message()))
+    }
+
+    #[tokio::test]
+    async fn what_was_asked_takes_room_until_it_is_done_even_when_nobody_waits_for_the_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let (api, token) = api_of(folder.path()).await;
+        let is_free = |shares: &Shares, share| shares.take(Some(PEER.ip()), share).is_some();
+        let all_is_free = || {
+            is_free(api.bodies(), limits::BODIES.address)
+                && is_free(api.writes(), limits::WRITES.address)
+        };
+        let call = change(&api, &token).await;
         assert!(!all_is_free(), "it waits to be done");
         let mut writing = Box::pin(environment::write(State(api.clone()), call));
         assert!(writing.as_mut().now_or_never().is_none());
         drop(writing);
-        assert!(!all_is_free(), "it is being done");
+        assert!(!is_free(api.bodies(), limits::BODIES.address));
+        assert!(!is_free(api.writes(), limits::WRITES.address));
         while !all_is_free() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn an_address_whose_changes_wait_is_told_to_come_again_and_another_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (api, token) = api_of(folder.path()).await;
+        let _waiting = api.writes().take(Some(PEER.ip()), limits::WRITES.address);
+        let call = change(&api, &token).await;
+        let refused = environment::write(State(api.clone()), call).await.err();
+        assert_eq!(refused.unwrap().code(), Code::RateLimited);
+        let mut other = change(&api, &token).await;
+        other.address = Some("192.0.2.2".parse().unwrap());
+        let refused = environment::write(State(api.clone()), other).await.err();
+        assert_eq!(
+            refused.unwrap().code(),
+            Code::EnvironmentNotFound,
+            "it was let through"
+        );
     }
 }

@@ -416,17 +416,26 @@ pub(crate) async fn write(
         caller,
         origin,
         ask,
+        address,
         room,
         ..
     } = call;
     let request_id = origin.request_id.clone();
+    let names = ask.write.entries.len() + ask.write.deletes.len();
+    let turn = api.writes().take(address, names).ok_or_else(|| {
+        ApiError::new(
+            Code::RateLimited,
+            "too many changes wait to be written, from this address or in all; try again",
+        )
+        .retry_after(limits::WRITES_RETRY_SECONDS)
+    })?;
     // A task of its own, since a write that is queued stays in memory when its caller hangs up, and so does its room.
     let writing = tokio::spawn(async move {
         let written = api
             .vault()
             .write(&caller, &origin, &ask.target, ask.write)
             .await;
-        drop(room);
+        drop((room, turn));
         written
     });
     let written = writing.await.map_err(|_| ApiError::internal())??;

@@ -120,6 +120,25 @@ pub const POD_LOOKUPS: Bounds = Bounds {
     kept: 128,
     little: 2,
 };
+/// The same for tokens of pods that were not recognised before, from an address that sent too many refused credentials.
+pub const SUSPECT_LOOKUPS: Bounds = Bounds {
+    all: 64,
+    address: 4,
+    network: 16,
+    kept: 0,
+    little: 0,
+};
+/// Whose changes of variables may wait to be written, counted by the variables that they name: few enough that those of one
+/// address hold nobody up for long. 200 changes of one variable at once pass, and two of the largest.
+pub const WRITES: Bounds = Bounds {
+    all: 8 * WRITE_NAMES_MAX,
+    address: 2 * WRITE_NAMES_MAX,
+    network: 4 * WRITE_NAMES_MAX,
+    kept: 2 * WRITE_NAMES_MAX,
+    little: WRITE_NAMES_MAX,
+};
+/// When to come again after too many waited, in seconds.
+pub const WRITES_RETRY_SECONDS: u32 = 1;
 /// When to come again after too many were looked up, in seconds.
 pub const LOOKUPS_RETRY_SECONDS: u32 = 1;
 /// After how many refused credentials the counters of addresses that have been quiet are dropped.

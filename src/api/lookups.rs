@@ -17,14 +17,16 @@ use crate::domain::shares::{self, Share, Shares};
 use crate::vault::credentials::PresentedToken;
 
 /// Counts refused credentials by address, and holds an address up that sends too many, one after the other or at once. A
-/// credential that was recognised since the start is not held up by its neighbours' failures; a pod's is looked up anew each
-/// time, so it takes its address's share all the same.
+/// credential that was recognised since the start is not held up by its neighbours' failures. A pod's is looked up anew each
+/// time, so it takes its address's share all the same; a new one finds a small share where its neighbours failed.
 pub(crate) struct Lookups {
     addresses: Failures,
     /// Those of IPv6 once more, so that going from address to address is no way around.
     networks: Failures,
     tokens: Shares,
     pods: Shares,
+    /// Those of pods at an address that sent too many refused credentials.
+    suspects: Shares,
     /// Keyed 64-bit hashes, made with a key of this process: good for being let past the limiter, never for being let in.
     recognised: RwLock<HashSet<u64>>,
     hasher: RandomState,
@@ -44,6 +46,7 @@ impl Lookups {
             ),
             tokens: Shares::new(limits::LOOKUPS),
             pods: Shares::new(limits::POD_LOOKUPS),
+            suspects: Shares::new(limits::SUSPECT_LOOKUPS),
             recognised: RwLock::default(),
             hasher: RandomState::new(),
         }
@@ -67,13 +70,12 @@ impl Lookups {
         };
         let network = shares::network(peer).and_then(|network| self.networks.must_wait(network));
         let wait = self.addresses.must_wait(peer).max(network);
-        if !known && let Some(wait) = wait {
-            return Err(too_many(wait));
-        }
-        let lookups = if token.is_api_token() {
-            &self.tokens
-        } else {
-            &self.pods
+        let lookups = match wait {
+            Some(wait) if token.is_api_token() => return Err(too_many(wait)),
+            // Every new pod has a new token: it must not wait for what its neighbours send.
+            Some(_) if !known => &self.suspects,
+            _ if token.is_api_token() => &self.tokens,
+            _ => &self.pods,
         };
         let lookup = lookups.take(address, 1).ok_or_else(|| {
             ApiError::new(
@@ -286,5 +288,21 @@ mod tests {
         assert!(lookups.begin(other, &token).is_ok());
         drop(under_way);
         assert!(lookups.begin(one, &token).is_ok());
+    }
+    #[test]
+    fn a_new_pod_is_looked_up_behind_an_address_that_failed_too_often() {
+        let lookups = Lookups::new();
+        let address = Some("192.0.2.1".parse().unwrap());
+        let invented = presented("an.invented.token");
+        let waits = |_| lookups.failed(address, &invented).is_some();
+        assert!((0..=limits::FAILED_TOKENS_BURST).any(waits));
+        assert!(lookups.begin(address, &presented("bk_api_new")).is_err());
+        let fresh = presented("a.fresh.token");
+        let under_way: Vec<_> = (0..limits::SUSPECT_LOOKUPS.address)
+            .map(|_| lookups.begin(address, &fresh).unwrap().unwrap())
+            .collect();
+        assert!(lookups.begin(address, &fresh).is_err());
+        drop(under_way);
+        assert!(lookups.begin(address, &fresh).is_ok());
     }
 }
