@@ -138,6 +138,7 @@ pub const ROUTES: &[Route] = &[
             Code::InvalidOrgScope,
             Code::Forbidden,
             Code::EnvironmentNotFound,
+            Code::EvaluationFailed,
         ],
         handler: || post(environment::write),
     },

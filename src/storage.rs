@@ -58,6 +58,11 @@ impl Error {
         }
     }
 
+    /// Whether the same will happen again: what is stored cannot be.
+    pub(crate) fn is_lasting(&self) -> bool {
+        matches!(self, Self::Unexpected { .. })
+    }
+
     /// Whether the database gave a statement up because it took too long: whoever is in the way is in the way of the next
     /// statement too.
     pub(crate) fn is_given_up(&self) -> bool {
@@ -204,6 +209,27 @@ impl Row {
         }
     }
 
+    /// A text that is there, which leaves the row.
+    fn take_text(&mut self, at: usize) -> Result<String, Error> {
+        match self.0.get_mut(at) {
+            Some(Cell::Text(Some(text))) => Ok(std::mem::take(text)),
+            _ => self.text(at).map(str::to_owned),
+        }
+    }
+
+    /// What a row that may hold anything calls itself.
+    fn label(&self, at: usize) -> String {
+        /// As long as a name may be.
+        const CHARACTERS_MAX: usize = 160;
+        let text = match self.0.get(at) {
+            Some(Cell::Text(Some(text))) => text.into(),
+            Some(Cell::Bytes(Some(bytes))) => String::from_utf8_lossy(bytes),
+            _ => "?".into(),
+        };
+        let characters = text.chars().take(CHARACTERS_MAX);
+        characters.flat_map(char::escape_debug).collect()
+    }
+
     /// A text that parses as a name, an id or a word.
     fn parsed<T: std::str::FromStr>(&self, at: usize) -> Result<T, Error> {
         self.text(at)?
@@ -219,5 +245,53 @@ impl Row {
                     .map_err(|_| Error::unexpected(format!("column {at} does not parse")))
             })
             .transpose()
+    }
+}
+
+/// Rows, each read by itself: one that holds something that this program never wrote does not take the others with it.
+#[derive(Debug)]
+pub(crate) struct Found<T> {
+    /// Those that are as we write them.
+    pub(crate) whole: Vec<T>,
+    /// What the others call themselves, as stored.
+    pub(crate) altered: Vec<String>,
+}
+
+impl<T> Default for Found<T> {
+    fn default() -> Self {
+        Self {
+            whole: Vec::new(),
+            altered: Vec::new(),
+        }
+    }
+}
+
+impl<T> Found<T> {
+    /// Reads `rows`; `label` says what one calls itself.
+    fn of(
+        rows: Vec<Row>,
+        mut parse: impl FnMut(&mut Row) -> Result<T, Error>,
+        label: impl Fn(&Row) -> String,
+    ) -> Self {
+        let mut found = Self::default();
+        for mut row in rows {
+            match parse(&mut row) {
+                Ok(whole) => found.whole.push(whole),
+                Err(_) => found.altered.push(label(&row)),
+            }
+        }
+        found
+    }
+
+    /// The whole rows, where the others are nothing; our log is told of them.
+    pub(crate) fn whole_or_told(self, what: &'static str) -> Vec<T> {
+        for name in &self.altered {
+            tracing::warn!(
+                what,
+                name,
+                "a row was altered in the database: it is passed over"
+            );
+        }
+        self.whole
     }
 }

@@ -82,6 +82,14 @@ impl Unavailable {
             .downcast_ref::<writer::GroupError>()
             .is_some_and(writer::GroupError::is_uncertain)
     }
+
+    /// Whether the database answered, and holds what cannot be: the same will happen again until someone mends it.
+    pub fn is_lasting(&self) -> bool {
+        let storage = self.source.downcast_ref::<storage::Error>();
+        let group = self.source.downcast_ref::<writer::GroupError>();
+        storage.is_some_and(storage::Error::is_lasting)
+            || group.is_some_and(writer::GroupError::is_lasting)
+    }
 }
 
 /// The vault. Cheap to clone.

@@ -316,7 +316,7 @@ pub(crate) async fn list(State(api): State<Api>, call: Call<List>) -> Result<Res
         .await?;
     let listed = api
         .vault()
-        .list(&call.caller, &call.ask.target)
+        .list(&call.caller, &call.origin, &call.ask.target)
         .await
         .map_err(|error| ApiError::of_read(error, Absent::Environment))?;
     let variables = listed

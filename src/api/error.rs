@@ -81,7 +81,7 @@ codes! {
     RequestTooLarge = "REQUEST_TOO_LARGE", PAYLOAD_TOO_LARGE;
     /// Too many refused credentials or bodies, from one address or in all.
     RateLimited = "RATE_LIMITED", TOO_MANY_REQUESTS;
-    /// A stored value does not open.
+    /// A stored value, or the key that would seal one, does not open.
     EvaluationFailed = "EVALUATION_FAILED", INTERNAL_SERVER_ERROR;
     /// A fault of the server itself.
     InternalError = "INTERNAL_ERROR", INTERNAL_SERVER_ERROR;
@@ -230,6 +230,9 @@ impl ApiError {
     /// Why a change was not made, or nobody knows whether it was. Only in the first case may the caller simply come again:
     /// clients repeat a change when they are told when to, and not otherwise.
     fn of_change(cause: Unavailable) -> Self {
+        if cause.is_lasting() {
+            return cause.into();
+        }
         let is_uncertain = cause.is_uncertain();
         Self::of_unmade(cause, is_uncertain)
     }
@@ -257,6 +260,7 @@ impl From<WriteError> for ApiError {
             WriteError::Refused(refusal) => refusal.into(),
             WriteError::NoEnvironment { .. } => Self::new(Code::EnvironmentNotFound, message),
             WriteError::Invalid { .. } => Self::new(Code::InvalidRequest, message),
+            WriteError::Altered { .. } => Self::new(Code::EvaluationFailed, message),
             WriteError::Unavailable(cause) => Self::of_change(cause),
         }
     }
@@ -322,6 +326,9 @@ impl From<Refusal> for ApiError {
 
 impl From<Unavailable> for ApiError {
     fn from(cause: Unavailable) -> Self {
+        if cause.is_lasting() {
+            return Self::internal().because(cause);
+        }
         Self::new(
             Code::StorageUnavailable,
             "the database cannot be used right now; try again",

@@ -69,7 +69,7 @@ pub(crate) async fn list(
 ) -> Result<Json<ProjectListResponse>, ApiError> {
     let projects = api
         .vault()
-        .list_projects(&call.caller, call.ask.organization.as_ref())
+        .list_projects(&call.caller, &call.origin, call.ask.organization.as_ref())
         .await?;
     Ok(Json(ProjectListResponse {
         projects: projects.into_iter().map(project_body).collect(),
@@ -157,6 +157,7 @@ pub(crate) async fn list_stages(
         .vault()
         .list_stages(
             &call.caller,
+            &call.origin,
             call.ask.organization.as_ref(),
             &call.ask.project,
         )

@@ -27,7 +27,7 @@ pub struct ProjectBody {
     pub name: String,
     /// Its slug.
     pub slug: String,
-    /// How many variables its stages hold.
+    /// How many variables its stages hold, of those whose variables the caller may list.
     pub secret_count: i64,
     /// When it was made, in milliseconds since 1970.
     pub created_at_ms: i64,
@@ -103,7 +103,7 @@ pub struct StageBody {
     pub is_default: bool,
     /// Whether it is protected.
     pub protected: bool,
-    /// How many variables it holds.
+    /// How many variables it holds; 0 when the caller may not list them.
     pub variable_count: i64,
     /// When it was made, in milliseconds since 1970.
     pub created_at_ms: i64,

@@ -2,7 +2,7 @@
 
 use crate::domain::access::Role;
 use crate::domain::names::{OrganizationId, OrganizationSlug, ProjectId, StageId, TokenId};
-use crate::storage::{Batch, Connection, Error, Row, cells};
+use crate::storage::{Batch, Connection, Error, Found, Row, cells};
 
 /// One API token.
 #[derive(Debug, Clone)]
@@ -56,41 +56,57 @@ fn token(row: &Row) -> Result<TokenRow, Error> {
     })
 }
 
-/// The token of that MAC.
+/// The tokens `t`, each of an organization `o`, that `$which` says, as [`found`] reads them.
+macro_rules! select_tokens {
+    ($which:literal) => {
+        concat!(
+            "SELECT t.id, t.organization_id, o.slug, t.name, t.role, t.project_id, t.stage_id, t.mac, t.seal,
+                    t.created_at, t.expires_at, t.revoked_at, t.last_used_at, t.epoch
+               FROM api_tokens t JOIN organizations o ON o.id = t.organization_id ",
+            $which
+        )
+    };
+}
+
+fn found(rows: Vec<Row>) -> Found<TokenRow> {
+    Found::of(rows, |row| token(row), |row| row.label(0))
+}
+
+/// The token of that MAC: one at most.
 pub(crate) async fn token_by_mac(
     db: &mut Connection,
     mac: &[u8],
-) -> Result<Option<TokenRow>, Error> {
-    db.row(
-        "SELECT t.id, t.organization_id, o.slug, t.name, t.role, t.project_id, t.stage_id, t.mac, t.seal,
-                t.created_at, t.expires_at, t.revoked_at, t.last_used_at, t.epoch
-           FROM api_tokens t JOIN organizations o ON o.id = t.organization_id
-          WHERE t.mac = $1",
-        cells![mac],
+) -> Result<Found<TokenRow>, Error> {
+    db.rows(select_tokens!("WHERE t.mac = $1"), cells![mac])
+        .await
+        .map(found)
+}
+
+/// The organization's token of that id: one at most.
+pub(crate) async fn token_by_id(
+    db: &mut Connection,
+    organization: &OrganizationId,
+    id: &TokenId,
+) -> Result<Found<TokenRow>, Error> {
+    db.rows(
+        select_tokens!("WHERE t.organization_id = $1 AND t.id = $2"),
+        cells![organization.as_str(), id.as_str()],
     )
-    .await?
-    .as_ref()
-    .map(token)
-    .transpose()
+    .await
+    .map(found)
 }
 
 /// Every token of an organization.
 pub(crate) async fn tokens(
     db: &mut Connection,
     organization: &OrganizationId,
-) -> Result<Vec<TokenRow>, Error> {
+) -> Result<Found<TokenRow>, Error> {
     db.rows(
-        "SELECT t.id, t.organization_id, o.slug, t.name, t.role, t.project_id, t.stage_id, t.mac, t.seal,
-                t.created_at, t.expires_at, t.revoked_at, t.last_used_at, t.epoch
-           FROM api_tokens t JOIN organizations o ON o.id = t.organization_id
-          WHERE t.organization_id = $1
-          ORDER BY t.id",
+        select_tokens!("WHERE t.organization_id = $1 ORDER BY t.id"),
         cells![organization.as_str()],
     )
-    .await?
-    .iter()
-    .map(token)
-    .collect()
+    .await
+    .map(found)
 }
 
 /// Stores a token.
@@ -137,6 +153,23 @@ pub(crate) async fn revoke_token(
     )
     .await
     .map(drop)
+}
+
+/// Stores that a token whose row was altered is revoked, and leaves it without a seal that fits; its MAC.
+pub(crate) async fn revoke_altered_token(
+    db: &mut Connection,
+    organization: &OrganizationId,
+    token: &TokenId,
+    now_ms: i64,
+) -> Result<Option<Vec<u8>>, Error> {
+    db.row(
+        "UPDATE api_tokens SET revoked_at = $3, epoch = epoch + 1 WHERE organization_id = $1 AND id = $2
+         RETURNING mac",
+        cells![organization.as_str(), token.as_str(), now_ms],
+    )
+    .await?
+    .map(|row| row.bytes(0).map(<[u8]>::to_vec))
+    .transpose()
 }
 
 /// Stores that a token was used.

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::TryStreamExt as _;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -154,7 +155,11 @@ macro_rules! cells_of {
                 match raw.type_info().name() {
                     "INTEGER" | "INT8" => Cell::Integer(row.try_get(at)?),
                     "BLOB" | "BYTEA" => Cell::Bytes(row.try_get(at)?),
-                    _ => Cell::Text(row.try_get(at)?),
+                    _ => match row.try_get(at) {
+                        Ok(text) => Cell::Text(text),
+                        // A file takes bytes as a text that are none: a column that is read as one says so.
+                        Err(_) => Cell::Bytes(row.try_get(at)?),
+                    },
                 }
             };
             cells.push(cell);
@@ -196,10 +201,10 @@ impl Connection {
     async fn all(&mut self, sql: SqlStr, arguments: Vec<Cell>) -> Result<Vec<Row>, Error> {
         let timeout = self.answer_timeout();
         on_driver!(self, sql, arguments, |query, driver| {
-            match answered(timeout, query.fetch_all(driver)).await {
-                Ok(rows) => rows.iter().map(|row| cells_of!(row)).collect(),
-                Err(error) => Err(error),
-            }
+            // Each row is read as it comes, so that a stage is not in memory twice.
+            let rows = query.fetch(driver);
+            let rows = rows.and_then(|row| async move { cells_of!(row) });
+            answered(timeout, rows.try_collect()).await
         })
         .map_err(Error::Driver)
     }

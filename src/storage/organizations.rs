@@ -1,7 +1,7 @@
 //! Organizations, and the one row of the installation.
 
 use crate::domain::names::{OrganizationId, OrganizationSlug};
-use crate::storage::{Connection, Error, Row, cells};
+use crate::storage::{Connection, Error, Found, Row, cells};
 
 /// An organization.
 #[derive(Debug)]
@@ -38,15 +38,13 @@ pub(crate) async fn organization_by_slug(
 }
 
 /// Every organization.
-pub(crate) async fn organizations(db: &mut Connection) -> Result<Vec<OrganizationRow>, Error> {
+pub(crate) async fn organizations(db: &mut Connection) -> Result<Found<OrganizationRow>, Error> {
     db.rows(
         "SELECT id, slug, created_at FROM organizations ORDER BY id",
         vec![],
     )
-    .await?
-    .iter()
-    .map(organization)
-    .collect()
+    .await
+    .map(|rows| Found::of(rows, |row| organization(row), |row| row.label(0)))
 }
 
 /// Makes an organization; `false` when the slug is taken.

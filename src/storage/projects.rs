@@ -3,7 +3,7 @@
 use crate::domain::names::{
     LineageId, Namespace, ObjectName, OrganizationId, ProjectId, ProjectSlug, StageId, StageSlug,
 };
-use crate::storage::{Batch, Connection, Error, Row, cells};
+use crate::storage::{Batch, Connection, Error, Found, Row, cells};
 
 /// A project.
 #[derive(Debug, Clone)]
@@ -146,6 +146,12 @@ fn stage(row: &Row) -> Result<StageRow, Error> {
     })
 }
 
+/// Stages call themselves `project/stage`.
+fn found_stages(rows: Vec<Row>) -> Found<StageRow> {
+    let label = |row: &Row| format!("{}/{}", row.label(14), row.label(3));
+    Found::of(rows, |row| stage(row), label)
+}
+
 /// The data keys `k`, each of a lineage `l`, that `$which` says, as [`data_key`] reads them.
 macro_rules! select_data_keys {
     ($which:literal) => {
@@ -171,7 +177,7 @@ fn data_key(row: &Row) -> Result<DataKeyRow, Error> {
 pub(crate) async fn projects(
     db: &mut Connection,
     organization: &OrganizationId,
-) -> Result<Vec<ProjectRow>, Error> {
+) -> Result<Found<ProjectRow>, Error> {
     db.rows(
         select_projects!(
             "WHERE p.organization_id = $1
@@ -179,10 +185,8 @@ pub(crate) async fn projects(
         ),
         cells![organization.as_str()],
     )
-    .await?
-    .iter()
-    .map(project)
-    .collect()
+    .await
+    .map(|rows| Found::of(rows, |row| project(row), |row| row.label(2)))
 }
 
 /// The project of that slug.
@@ -258,7 +262,7 @@ pub(crate) async fn delete_project(db: &mut Connection, project: &ProjectId) -> 
 pub(crate) async fn stages(
     db: &mut Connection,
     project: &ProjectId,
-) -> Result<Vec<StageRow>, Error> {
+) -> Result<Found<StageRow>, Error> {
     db.rows(
         select_stages!(
             "WHERE s.project_id = $1
@@ -266,17 +270,15 @@ pub(crate) async fn stages(
         ),
         cells![project.as_str()],
     )
-    .await?
-    .iter()
-    .map(stage)
-    .collect()
+    .await
+    .map(found_stages)
 }
 
 /// Every stage of an organization.
 pub(crate) async fn stages_of_organization(
     db: &mut Connection,
     organization: &OrganizationId,
-) -> Result<Vec<StageRow>, Error> {
+) -> Result<Found<StageRow>, Error> {
     db.rows(
         select_stages!(
             "WHERE s.organization_id = $1
@@ -284,10 +286,8 @@ pub(crate) async fn stages_of_organization(
         ),
         cells![organization.as_str()],
     )
-    .await?
-    .iter()
-    .map(stage)
-    .collect()
+    .await
+    .map(found_stages)
 }
 
 /// The stage of those slugs.
@@ -480,7 +480,7 @@ pub(crate) async fn replace_access_entries(
 /// Every stage that has access entries: stage, and the namespace and resource that declared them.
 pub(crate) async fn stages_with_access(
     db: &mut Connection,
-) -> Result<Vec<(StageId, Namespace, ObjectName)>, Error> {
+) -> Result<Found<(StageId, Namespace, ObjectName)>, Error> {
     db.rows(
         "SELECT id, namespace, resource FROM stages
           WHERE namespace IS NOT NULL AND resource IS NOT NULL
@@ -488,10 +488,11 @@ pub(crate) async fn stages_with_access(
           ORDER BY id",
         vec![],
     )
-    .await?
-    .iter()
-    .map(|row| Ok((row.parsed(0)?, row.parsed(1)?, row.parsed(2)?)))
-    .collect()
+    .await
+    .map(|rows| {
+        let parse = |row: &mut Row| Ok((row.parsed(0)?, row.parsed(1)?, row.parsed(2)?));
+        Found::of(rows, parse, |row| row.label(0))
+    })
 }
 
 /// The stages that a resource declares.
@@ -499,15 +500,13 @@ pub(crate) async fn stages_of_resource(
     db: &mut Connection,
     namespace: &Namespace,
     resource: &ObjectName,
-) -> Result<Vec<StageId>, Error> {
+) -> Result<Found<StageId>, Error> {
     db.rows(
         "SELECT id FROM stages WHERE namespace = $1 AND resource = $2 ORDER BY id",
         cells![namespace.as_str(), resource.as_str()],
     )
-    .await?
-    .iter()
-    .map(|row| row.parsed(0))
-    .collect()
+    .await
+    .map(|rows| Found::of(rows, |row| row.parsed(0), |row| row.label(0)))
 }
 
 /// Makes a lineage for a project.
@@ -565,7 +564,7 @@ pub(crate) async fn active_data_key(
 pub(crate) async fn data_keys(
     db: &mut Connection,
     project: &ProjectId,
-) -> Result<Vec<DataKeyRow>, Error> {
+) -> Result<Found<DataKeyRow>, Error> {
     db.rows(
         select_data_keys!(
             "WHERE l.project_id = $1
@@ -573,8 +572,6 @@ pub(crate) async fn data_keys(
         ),
         cells![project.as_str()],
     )
-    .await?
-    .iter()
-    .map(data_key)
-    .collect()
+    .await
+    .map(|rows| Found::of(rows, |row| data_key(row), |row| row.label(0)))
 }

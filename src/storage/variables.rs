@@ -4,7 +4,7 @@ use crate::domain::access::Actor;
 use crate::domain::names::{LineageId, OperationId, StageId, VariableName};
 use crate::domain::operation::OperationKind;
 use crate::domain::variable::{DeclaredType, Kind, Visibility};
-use crate::storage::{Batch, Connection, Error, Row, cells};
+use crate::storage::{Batch, Connection, Error, Found, Row, cells};
 
 /// The newest version of a variable, still sealed.
 #[derive(Debug, Clone)]
@@ -47,7 +47,7 @@ macro_rules! select_newest {
     };
 }
 
-fn variable(row: &Row) -> Result<VariableRow, Error> {
+fn variable(row: &mut Row) -> Result<VariableRow, Error> {
     Ok(VariableRow {
         name: row.parsed(0)?,
         version: row.integer(1)?,
@@ -56,25 +56,27 @@ fn variable(row: &Row) -> Result<VariableRow, Error> {
         kind: row.parsed(4)?,
         declared_type: row.parsed(5)?,
         visibility: row.parsed(6)?,
-        envelope_a: row.text(7)?.to_owned(),
         lineage: row.parsed(8)?,
         dek_version: row.integer(9)?,
+        envelope_a: row.take_text(7)?,
     })
+}
+
+fn variables(rows: Vec<Row>) -> Found<VariableRow> {
+    Found::of(rows, variable, |row| row.label(0))
 }
 
 /// The newest version of every variable of the stage, still sealed, sorted by name.
 pub(crate) async fn newest_variables(
     db: &mut Connection,
     stage: &StageId,
-) -> Result<Vec<VariableRow>, Error> {
+) -> Result<Found<VariableRow>, Error> {
     db.rows(
         select_newest!("n.envelope_a", "ORDER BY v.name"),
         cells![stage.as_str()],
     )
-    .await?
-    .iter()
-    .map(variable)
-    .collect()
+    .await
+    .map(variables)
 }
 
 /// The newest version of the named variables that are there, still sealed.
@@ -82,16 +84,14 @@ pub(crate) async fn newest_variables_by_name(
     db: &mut Connection,
     stage: &StageId,
     names: &[&VariableName],
-) -> Result<Vec<VariableRow>, Error> {
+) -> Result<Found<VariableRow>, Error> {
     db.rows_by_names(
         select_newest!("n.envelope_a", "AND v.name IN"),
         cells![stage.as_str()],
         &names.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
     )
-    .await?
-    .iter()
-    .map(variable)
-    .collect()
+    .await
+    .map(variables)
 }
 
 /// What a stage holds.
@@ -125,30 +125,26 @@ pub(crate) async fn stage_size(db: &mut Connection, stage: &StageId) -> Result<S
 pub(crate) async fn newest_without_envelopes(
     db: &mut Connection,
     stage: &StageId,
-) -> Result<Vec<VariableRow>, Error> {
+) -> Result<Found<VariableRow>, Error> {
     db.rows(
         select_newest!("''", "ORDER BY v.name"),
         cells![stage.as_str()],
     )
-    .await?
-    .iter()
-    .map(variable)
-    .collect()
+    .await
+    .map(variables)
 }
 
 /// The names that the stage holds, sorted.
 pub(crate) async fn variable_names(
     db: &mut Connection,
     stage: &StageId,
-) -> Result<Vec<VariableName>, Error> {
+) -> Result<Found<VariableName>, Error> {
     db.rows(
         "SELECT name FROM variables WHERE stage_id = $1 AND deleted_at IS NULL ORDER BY name",
         cells![stage.as_str()],
     )
-    .await?
-    .iter()
-    .map(|row| row.parsed(0))
-    .collect()
+    .await
+    .map(|rows| Found::of(rows, |row| row.parsed(0), |row| row.label(0)))
 }
 
 /// The highest version that each of the named variables ever had, deleted ones too.

@@ -1,31 +1,27 @@
 //! Access entries: as rows, as grants, and as the audit trail says them.
 
 use crate::domain::access::AccessGrant;
-use crate::storage;
 use crate::storage::projects::AccessRow;
 
 /// The access pattern for every variable.
 const EVERY_VARIABLE: &str = "*";
 
-/// Access entries as the domain knows them: each stored one is a grant of its own.
-pub(crate) fn access_grants(rows: Vec<AccessRow>) -> Result<Vec<AccessGrant>, storage::Error> {
-    rows.into_iter()
-        .map(|row| {
-            let unexpected = || storage::Error::Unexpected {
-                what: "an access entry that does not parse".to_owned(),
-            };
-            let variables = if row.pattern == EVERY_VARIABLE {
-                None
-            } else {
-                Some(vec![row.pattern.parse().map_err(|_| unexpected())?])
-            };
-            Ok(AccessGrant {
-                namespace: row.namespace.parse().map_err(|_| unexpected())?,
-                service_accounts: vec![row.service_account.parse().map_err(|_| unexpected())?],
-                variables,
-            })
+/// Access entries as the domain knows them: each stored one is a grant of its own, and one that was altered into what is
+/// none grants nothing.
+pub(crate) fn access_grants(rows: Vec<AccessRow>) -> Vec<AccessGrant> {
+    let grant = |row: AccessRow| {
+        let variables = if row.pattern == EVERY_VARIABLE {
+            None
+        } else {
+            Some(vec![row.pattern.parse().ok()?])
+        };
+        Some(AccessGrant {
+            namespace: row.namespace.parse().ok()?,
+            service_accounts: vec![row.service_account.parse().ok()?],
+            variables,
         })
-        .collect()
+    };
+    rows.into_iter().filter_map(grant).collect()
 }
 
 /// Grants as access entries, sorted, each once.
@@ -73,7 +69,23 @@ mod tests {
         }];
         let rows = access_rows(&grants);
         assert_eq!(rows.len(), 4);
-        let again = access_grants(rows.clone()).unwrap();
+        let again = access_grants(rows.clone());
         assert_eq!(access_rows(&again), rows);
+    }
+
+    #[test]
+    fn an_access_entry_that_was_altered_grants_nothing_and_takes_no_other_with_it() {
+        let entry = |namespace: &str, service_account: &str, pattern: &str| AccessRow {
+            namespace: namespace.to_owned(),
+            service_account: service_account.to_owned(),
+            pattern: pattern.to_owned(),
+        };
+        let grants = access_grants(vec![
+            entry("not a namespace", "api", "*"),
+            entry("shop", "not an account", "*"),
+            entry("shop", "api", "not a pattern"),
+            entry("shop", "api", "DB_*"),
+        ]);
+        assert_eq!(access_rows(&grants), [entry("shop", "api", "DB_*")]);
     }
 }

@@ -88,12 +88,13 @@ impl Vault {
         let organizations = storage::organizations::organizations(db).await?;
         chains.extend(
             organizations
+                .whole
                 .iter()
                 .map(|organization| organization.id.to_string()),
         );
         let mut report = AuditReport {
             records: 0,
-            findings: Vec::new(),
+            findings: altered_rows("organization", &organizations.altered),
         };
         for chain in &chains {
             let published: Vec<&AuditHead> = published
@@ -108,8 +109,13 @@ impl Vault {
             }
             match chain.parse::<OrganizationId>() {
                 Ok(organization) => {
-                    let row = organizations.iter().find(|row| row.id == organization);
-                    compare_organization(&organization, row, &told, &mut report.findings);
+                    if !organizations.altered.iter().any(|id| id == chain) {
+                        let row = organizations
+                            .whole
+                            .iter()
+                            .find(|row| row.id == organization);
+                        compare_organization(&organization, row, &told, &mut report.findings);
+                    }
                     compare_rows(db, &organization, told, &mut report.findings).await?;
                 }
                 Err(_) => report
@@ -335,6 +341,17 @@ impl Told {
     }
 }
 
+/// The finding of a row that is none of ours any more.
+fn altered_row(named: &str) -> String {
+    format!("{named}: its row was altered: it holds what was never written")
+}
+
+/// A finding for each of those.
+fn altered_rows(kind: &str, altered: &[String]) -> Vec<String> {
+    let named = altered.iter().map(|name| format!("{kind} {name}"));
+    named.map(|named| altered_row(&named)).collect()
+}
+
 /// Holds what the records say of an organization against its own row.
 fn compare_organization(
     id: &OrganizationId,
@@ -360,7 +377,12 @@ async fn compare_rows(
     mut told: Told,
     findings: &mut Vec<String>,
 ) -> Result<(), storage::Error> {
-    for project in storage::projects::projects(db, organization).await? {
+    let projects = storage::projects::projects(db, organization).await?;
+    findings.extend(altered_rows("project", &projects.altered));
+    for name in &projects.altered {
+        told.projects.remove(name);
+    }
+    for project in projects.whole {
         let named = format!("project {}", project.slug);
         match told.projects.remove(project.slug.as_str()) {
             None => findings.push(format!("{named}: no record says that it was made")),
@@ -375,7 +397,11 @@ async fn compare_rows(
     for project in missing {
         findings.push(format!("project {project}: its row is missing"));
     }
-    for stage in storage::projects::stages_of_organization(db, organization).await? {
+    let stages = storage::projects::stages_of_organization(db, organization).await?;
+    findings.extend(altered_rows("stage", &stages.altered));
+    told.stages
+        .retain(|(project, stage), _| !stages.altered.contains(&format!("{project}/{stage}")));
+    for stage in stages.whole {
         let place = (stage.project_slug.to_string(), stage.slug.to_string());
         let named = format!("stage {}/{}", place.0, place.1);
         match told.stages.remove(&place) {
@@ -400,7 +426,12 @@ async fn compare_rows(
             ));
         }
         let mut values = told.values.remove(&place).unwrap_or_default();
-        for row in storage::variables::newest_variables(db, &stage.id).await? {
+        let variables = storage::variables::newest_variables(db, &stage.id).await?;
+        for name in &variables.altered {
+            values.remove(name);
+            findings.push(altered_row(&format!("variable {name} of {named}")));
+        }
+        for row in variables.whole {
             let named = format!("variable {} of {named}", row.name);
             let digest = derive_digest_hex(row.envelope_a.as_bytes());
             match values.remove(row.name.as_str()) {
@@ -424,7 +455,12 @@ async fn compare_rows(
     for (project, stage) in missing {
         findings.push(format!("stage {project}/{stage}: its row is missing"));
     }
-    for token in storage::credentials::tokens(db, organization).await? {
+    let tokens = storage::credentials::tokens(db, organization).await?;
+    findings.extend(altered_rows("token", &tokens.altered));
+    for id in &tokens.altered {
+        told.tokens.remove(id);
+    }
+    for token in tokens.whole {
         let named = format!("token {}", token.id);
         match told.tokens.remove(token.id.as_str()) {
             None => findings.push(format!("{named}: no record says that it was made")),

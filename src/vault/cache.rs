@@ -35,6 +35,8 @@ pub(crate) struct Environment {
     pub(crate) grants: Vec<AccessGrant>,
     /// The newest version of every variable, sealed; `None` when they are too many bytes to hold.
     pub(crate) variables: Option<BTreeMap<VariableName, VariableRow>>,
+    /// What the rows call themselves that hold something that was never written: they do not open.
+    pub(crate) altered: Vec<String>,
     /// The project's wrapped data keys.
     pub(crate) keys: Vec<DataKeyRow>,
 }
@@ -48,7 +50,8 @@ impl Environment {
             .iter()
             .flatten()
             .map(|(name, row)| 2 * name.as_str().len() + row.envelope_a.len() + ENTRY_BYTES);
-        variables.sum::<usize>() + keys + grants + 2 * ENTRY_BYTES
+        let altered = self.altered.iter().map(|name| name.len() + ENTRY_BYTES);
+        variables.sum::<usize>() + altered.sum::<usize>() + keys + grants + 2 * ENTRY_BYTES
     }
 }
 

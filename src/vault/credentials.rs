@@ -343,6 +343,8 @@ impl Vault {
         let row = storage::credentials::token_by_mac(&mut db, mac)
             .await
             .map_err(Unavailable::from)?
+            .whole_or_told("token")
+            .pop()
             .ok_or(AuthenticateError::Unknown)?;
         if !same_mac(&derive_row_seal(&core.token_key, &row), &row.seal) {
             tracing::warn!(token = %row.id, "the row of a token was altered: it is no credential");
@@ -432,12 +434,16 @@ impl Change for RevokeToken {
     }
 
     async fn run(&self, work: &mut Work) -> Result<Verdict<Self::Answer>, storage::Error> {
-        let tokens = storage::credentials::tokens(&mut work.db, &self.organization).await?;
-        let Some(row) = tokens.into_iter().find(|row| row.id == self.token) else {
+        let found =
+            storage::credentials::token_by_id(&mut work.db, &self.organization, &self.token)
+                .await?;
+        let is_altered = !found.altered.is_empty();
+        let row = found.whole.into_iter().next();
+        if row.is_none() && !is_altered {
             let error = RevokeTokenError::NoToken(self.token.clone());
             return Ok(Verdict::TakeBack(Err(error)));
-        };
-        if row.revoked_at.is_some() {
+        }
+        if row.as_ref().is_some_and(|row| row.revoked_at.is_some()) {
             return Ok(Verdict::Keep(Ok(())));
         }
         let event = AuditEvent {
@@ -445,13 +451,27 @@ impl Change for RevokeToken {
             actor: administrator(),
             project: None,
             stage: None,
-            names: vec![row.id.to_string()],
+            names: vec![self.token.to_string()],
             origin: self.origin.clone(),
             outcome: Outcome::Allowed,
             detail: String::new(),
         };
         work.events.push((self.chain(), event));
-        store_revocation(&self.core, work, row).await?;
+        match row {
+            Some(row) => store_revocation(&self.core, work, row).await?,
+            None => {
+                // Memory may hold the token as it was before.
+                let (organization, now) = (&self.organization, work.now_ms);
+                let mac = storage::credentials::revoke_altered_token(
+                    &mut work.db,
+                    organization,
+                    &self.token,
+                    now,
+                )
+                .await?;
+                work.changed_tokens.extend(mac);
+            }
+        }
         Ok(Verdict::Keep(Ok(())))
     }
 }

@@ -137,6 +137,7 @@ impl Vault {
         let mut db = self.reader().await?;
         let stages = storage::projects::stages_with_access(&mut db).await?;
         Ok(stages
+            .whole_or_told("stage")
             .into_iter()
             .map(|(stage, namespace, resource)| StageOwner {
                 stage,
@@ -213,7 +214,9 @@ async fn declared_project(
     db: &mut Connection,
     project: &ProjectId,
 ) -> Result<DeclaredProject, storage::Error> {
-    let stages = storage::projects::stages(db, project).await?;
+    let stages = storage::projects::stages(db, project)
+        .await?
+        .whole_or_told("stage");
     let key = storage::projects::active_data_key(db, project)
         .await?
         .ok_or_else(|| storage::Error::Unexpected {

@@ -158,25 +158,29 @@ pub(crate) async fn load_environment(
     db: &mut Connection,
     stage: StageRow,
 ) -> Result<Environment, storage::Error> {
-    let grants = access_grants(storage::projects::access_entries(db, &stage.id).await?)?;
+    let grants = access_grants(storage::projects::access_entries(db, &stage.id).await?);
     let size = storage::variables::stage_size(db, &stage.id).await?;
-    let variables = if size.sealed_bytes <= STAGE_BYTES_MAX {
+    let (variables, altered) = if size.sealed_bytes <= STAGE_BYTES_MAX {
         let rows = storage::variables::newest_variables(db, &stage.id).await?;
         let by_name: BTreeMap<_, _> = rows
+            .whole
             .into_iter()
             .map(|row| (row.name.clone(), row))
             .collect();
-        Some(by_name)
+        (Some(by_name), rows.altered)
     } else {
-        None
+        (None, Vec::new())
     };
-    // After the rows, so that the key of every row is there.
-    let keys = storage::projects::data_keys(db, &stage.project).await?;
+    // After the rows, so that the key of every row is there. What a key that was altered sealed does not open.
+    let keys = storage::projects::data_keys(db, &stage.project)
+        .await?
+        .whole_or_told("data key");
     Ok(Environment {
         facts: facts_of(&stage),
         stage,
         grants,
         variables,
+        altered,
         keys,
     })
 }

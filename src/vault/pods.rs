@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 
 use super::cache::Environment;
 use super::environments::{Opener, Unopened, load_environment};
-use super::reads::{READ_ATTEMPTS, stage_event};
+use super::reads::{ALTERED, READ_ATTEMPTS, stage_event};
 use super::records::Chain;
 use super::writer::{Change, Recorded, Recording, Relied, Usage, Verdict, Work, count_usage};
 use super::{Core, Unavailable, Vault};
@@ -16,7 +16,7 @@ use crate::domain::audit::{Action, AuditEvent, Origin, Outcome};
 use crate::domain::names::{StageId, VariableName};
 use crate::domain::plaintext::Plaintext;
 use crate::storage::variables::VariableRow;
-use crate::storage::{self, Batch};
+use crate::storage::{self, Batch, Found};
 use crate::vault::credentials::AuthenticateError;
 
 /// Proves which living pod a token is bound to. Implemented by `kubernetes::identity`.
@@ -63,8 +63,8 @@ pub enum PodReadError {
     /// The envelope, or what stands beside it, was altered in the database.
     #[error("the variable {name} does not open: its row was altered")]
     Altered {
-        /// Its name.
-        name: VariableName,
+        /// Its name, as stored.
+        name: String,
     },
     /// The database, or the audit trail in it.
     #[error(transparent)]
@@ -141,7 +141,7 @@ impl Vault {
                     let mut db = self.reader().await?;
                     storage::variables::newest_variables(&mut db, stage).await?
                 }
-                _ => Vec::new(),
+                _ => Found::default(),
             };
             stages.push((found, fetched));
         }
@@ -187,7 +187,7 @@ impl Vault {
             return Ok(None);
         }
         let names = storage::variables::variable_names(&mut db, stage).await?;
-        Ok(Some(names))
+        Ok(Some(names.whole_or_told("variable")))
     }
 }
 
@@ -200,7 +200,7 @@ fn stages_of(pod: &PodCaller) -> BTreeSet<&StageId> {
 }
 
 /// A stage as it is stored, if it is there, and its rows when they are too many to hold.
-type Stored = (Option<Arc<Environment>>, Vec<VariableRow>);
+type Stored = (Option<Arc<Environment>>, Found<VariableRow>);
 
 /// What a pod's read comes to, before it is recorded.
 struct Judged {
@@ -274,9 +274,9 @@ fn judge(core: &Core, pod: &PodCaller, origin: &Origin, stages: &[Stored]) -> Ju
             Err(name) => {
                 let event = of_stage(
                     Action::EnvelopeRefused,
-                    vec![name.to_string()],
+                    vec![name.clone()],
                     Outcome::Refused,
-                    "the envelope, or what stands beside it, was altered",
+                    ALTERED,
                 );
                 return refused((chain, event), PodReadError::Altered { name });
             }
@@ -294,25 +294,30 @@ fn open_for_pod(
     core: &Core,
     pod: &PodCaller,
     environment: &Environment,
-    fetched: &[VariableRow],
-) -> Result<Vec<PodValue>, VariableName> {
+    fetched: &Found<VariableRow>,
+) -> Result<Vec<PodValue>, String> {
     let stage = &environment.facts.stage;
-    let held = environment.variables.iter().flat_map(BTreeMap::values);
-    let mut opener = Opener::new(core, environment);
-    let mut values = Vec::new();
-    for row in held.chain(fetched) {
+    let is_asked = |name: &VariableName| {
         let allowed = pod
             .allowances
             .iter()
-            .any(|allowance| allowance.stage == *stage && allowance.covers(&row.name));
-        let granted = grants_variable(
-            &environment.grants,
-            &pod.namespace,
-            &pod.service_account,
-            &row.name,
-        );
-        if allowed && granted {
-            let value = opener.open(row).map_err(|Unopened| row.name.clone())?;
+            .any(|allowance| allowance.stage == *stage && allowance.covers(name));
+        let (namespace, account) = (&pod.namespace, &pod.service_account);
+        allowed && grants_variable(&environment.grants, namespace, account, name)
+    };
+    // A row whose very name is none is asked for by nobody.
+    let altered = environment.altered.iter().chain(&fetched.altered);
+    for name in altered {
+        if name.parse().is_ok_and(|name| is_asked(&name)) {
+            return Err(name.clone());
+        }
+    }
+    let held = environment.variables.iter().flat_map(BTreeMap::values);
+    let mut opener = Opener::new(core, environment);
+    let mut values = Vec::new();
+    for row in held.chain(&fetched.whole) {
+        if is_asked(&row.name) {
+            let value = opener.open(row).map_err(|Unopened| row.name.to_string())?;
             values.push(PodValue {
                 stage: stage.clone(),
                 name: row.name.clone(),
@@ -366,11 +371,11 @@ impl Change for ReadForPodInGroup {
                     let fetched = if environment.variables.is_none() {
                         storage::variables::newest_variables(&mut work.db, stage).await?
                     } else {
-                        Vec::new()
+                        Found::default()
                     };
                     (Some(Arc::new(environment)), fetched)
                 }
-                None => (None, Vec::new()),
+                None => (None, Found::default()),
             };
             stages.push(stored);
         }

@@ -3,18 +3,20 @@
 mod creation;
 mod slugs;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::reads::ConfirmError;
-use super::records::Chain;
+use super::environments::facts_of;
+use super::reads::{ConfirmError, chain_of};
 use super::{Unavailable, Vault};
-use crate::domain::access::{Caller, Refusal, Scope, TokenCaller, may_manage};
-use crate::domain::audit::{Action, AuditEvent, Origin, Outcome};
+use crate::domain::access::{Caller, Refusal, Scope, TokenCaller, may_list_variables, may_manage};
+use crate::domain::audit::Origin;
 use crate::domain::names::{
     DisplayName, OrganizationId, OrganizationSlug, ProjectId, ProjectSlug, StageId, StageSlug,
 };
 use crate::storage;
 use crate::storage::projects::{ProjectRow, StageRow};
+use creation::refused_creation;
 use creation::{CreateProject, CreateStage};
 pub(crate) use creation::{
     NewProject, make_project, make_stage, new_stage, owner_text, stage_text,
@@ -116,8 +118,22 @@ impl Vault {
     /// The organization's projects that the caller's scope covers, newest first.
     ///
     /// # Errors
-    /// [`ListError`].
+    /// [`ListError`]. Refusals are audited.
     pub async fn list_projects(
+        &self,
+        caller: &Caller,
+        origin: &Origin,
+        organization: Option<&OrganizationSlug>,
+    ) -> Result<Vec<Project>, ListError> {
+        let listed = self.list_projects_once(caller, organization).await;
+        if let Err(ListError::Refused(refusal)) = &listed {
+            self.record_refused_listing(caller, origin, (None, None), refusal)
+                .await?;
+        }
+        listed
+    }
+
+    async fn list_projects_once(
         &self,
         caller: &Caller,
         organization: Option<&OrganizationSlug>,
@@ -129,13 +145,24 @@ impl Vault {
         let rows = storage::projects::projects(&mut db, &token.organization)
             .await
             .map_err(Unavailable::from)?;
+        let stages = storage::projects::stages_of_organization(&mut db, &token.organization)
+            .await
+            .map_err(Unavailable::from)?;
+        let mut counts: HashMap<ProjectId, i64> = HashMap::new();
+        for stage in stages.whole_or_told("stage") {
+            *counts.entry(stage.project.clone()).or_default() += counted(caller, &stage);
+        }
         Ok(rows
+            .whole_or_told("project")
             .into_iter()
             .filter(|row| match &token.scope {
                 Scope::Organization => true,
                 Scope::Project(only) | Scope::Stage(only, _) => *only == row.id,
             })
-            .map(|row| project_of(row, &token.organization_slug))
+            .map(|row| Project {
+                variables: counts.get(&row.id).copied().unwrap_or(0),
+                ..project_of(row, &token.organization_slug)
+            })
             .collect())
     }
 
@@ -171,20 +198,29 @@ impl Vault {
             name: name.clone(),
             slug: slug.cloned(),
         };
-        let answer = self.0.queue.change(change).await?;
-        if let Err(CreateError::Refused(refusal)) = answer {
-            return Err(self
-                .refuse_creation(caller, origin, target, refusal)
-                .await?);
-        }
-        answer
+        self.0.queue.change(change).await?
     }
 
     /// The project's stages, oldest first.
     ///
     /// # Errors
-    /// [`ListError`].
+    /// [`ListError`]. Refusals are audited.
     pub async fn list_stages(
+        &self,
+        caller: &Caller,
+        origin: &Origin,
+        organization: Option<&OrganizationSlug>,
+        project: &ProjectSlug,
+    ) -> Result<Vec<Stage>, ListError> {
+        let listed = self.list_stages_once(caller, organization, project).await;
+        if let Err(ListError::Refused(refusal)) = &listed {
+            self.record_refused_listing(caller, origin, (Some(project), None), refusal)
+                .await?;
+        }
+        listed
+    }
+
+    async fn list_stages_once(
         &self,
         caller: &Caller,
         organization: Option<&OrganizationSlug>,
@@ -210,9 +246,13 @@ impl Vault {
             .await
             .map_err(Unavailable::from)?;
         Ok(rows
+            .whole_or_told("stage")
             .into_iter()
             .filter(|row| token.scope.covers_stage(&row.project, &row.id))
-            .map(stage_of)
+            .map(|row| Stage {
+                variables: counted(caller, &row),
+                ..stage_of(row)
+            })
             .collect())
     }
 
@@ -246,13 +286,7 @@ impl Vault {
             name: name.clone(),
             slug: slug.cloned(),
         };
-        let answer = self.0.queue.change(change).await?;
-        if let Err(CreateError::Refused(refusal)) = answer {
-            return Err(self
-                .refuse_creation(caller, origin, target, refusal)
-                .await?);
-        }
-        answer
+        self.0.queue.change(change).await?
     }
 
     async fn refuse_creation(
@@ -262,21 +296,8 @@ impl Vault {
         (project, stage): (Option<&str>, Option<&str>),
         refusal: Refusal,
     ) -> Result<CreateError, Unavailable> {
-        let chain = match caller {
-            Caller::Token(token) => Chain::Organization(token.organization.clone()),
-            Caller::Pod(_) => Chain::Installation,
-        };
-        let event = AuditEvent {
-            action: Action::WriteRefused,
-            actor: caller.actor(),
-            project: project.map(str::to_owned),
-            stage: stage.map(str::to_owned),
-            names: Vec::new(),
-            origin: origin.clone(),
-            outcome: Outcome::Refused,
-            detail: refusal.to_string(),
-        };
-        self.record_event(chain, event).await?;
+        let event = refused_creation(caller.actor(), origin, (project, stage), &refusal);
+        self.record_event(chain_of(caller), event).await?;
         Ok(CreateError::Refused(refusal))
     }
 }
@@ -291,6 +312,14 @@ fn sees_structure(token: &TokenCaller) -> Result<(), Refusal> {
         act: "list projects and stages",
         needs: "owner, admin, developer, operator and viewer",
     })
+}
+
+/// How many variables of a stage the caller is told of: none where it may not list them.
+fn counted(caller: &Caller, stage: &StageRow) -> i64 {
+    match may_list_variables(caller, &facts_of(stage)) {
+        Ok(_) => stage.variables,
+        Err(_) => 0,
+    }
 }
 
 fn project_of(row: ProjectRow, organization_slug: &OrganizationSlug) -> Project {

@@ -3,6 +3,7 @@
 //! A read is answered when its record is durable. It is judged on what memory holds, or on what was just loaded; what it
 //! relied on is held against the database in the group that records it, and a read that a change overtook is done again.
 //! One that is overtaken again and again is done inside a group, where nothing can.
+use std::fmt::Display;
 use std::sync::Arc;
 
 use super::cache::Environment;
@@ -16,10 +17,10 @@ use crate::domain::access::{
     self, Actor, Caller, Refusal, Scope, StageAct, TokenCaller, may_list_variables, may_read,
 };
 use crate::domain::audit::{Action, AuditEvent, Origin, Outcome};
-use crate::domain::names::{ProjectSlug, StageSlug, VariableName};
+use crate::domain::names::{ProjectSlug, StageSlug};
 use crate::domain::variable::Visibility;
 use crate::storage::variables::VariableRow;
-use crate::storage::{self, Batch, Connection};
+use crate::storage::{self, Batch, Connection, Found};
 
 /// How often a read is done again outside a group.
 pub(crate) const READ_ATTEMPTS: u32 = 3;
@@ -85,21 +86,33 @@ impl Judged {
 
 impl Request<'_> {
     /// What the read comes to on a stage as it is stored. `fetched` are the rows of a stage that memory does not hold.
-    fn judge(&self, core: &Core, environment: &Environment, fetched: &[VariableRow]) -> Judged {
+    fn judge(
+        &self,
+        core: &Core,
+        environment: &Environment,
+        fetched: &Found<VariableRow>,
+    ) -> Judged {
         if let Err(refusal) = may_read(self.caller, &environment.facts) {
             return self.refused(refusal);
         }
+        let mut altered = environment.altered.iter().chain(&fetched.altered);
         let rows: Vec<&VariableRow> = match (self.wanted, &environment.variables) {
-            (Wanted::All, Some(variables)) => variables.values().collect(),
-            (Wanted::All, None) => fetched.iter().collect(),
+            (Wanted::All, held) => match (altered.next(), held) {
+                (Some(name), _) => return self.altered(name.clone()),
+                (None, Some(variables)) => variables.values().collect(),
+                (None, None) => fetched.whole.iter().collect(),
+            },
             (Wanted::Named(asks), held) => {
                 let mut rows = Vec::with_capacity(asks.len());
                 for ask in asks {
                     let row = match held {
                         Some(variables) => variables.get(&ask.name),
-                        None => fetched.iter().find(|row| row.name == ask.name),
+                        None => fetched.whole.iter().find(|row| row.name == ask.name),
                     };
                     let Some(row) = row else {
+                        if altered.clone().any(|name| name == ask.name.as_str()) {
+                            return self.altered(ask.name.to_string());
+                        }
                         return Judged::unrecorded(ReadError::NoVariable {
                             name: ask.name.clone(),
                         });
@@ -129,16 +142,7 @@ impl Request<'_> {
                     visibility: row.visibility,
                     value,
                 }),
-                Err(Unopened) => {
-                    let name = row.name.clone();
-                    let event = self.event(
-                        Action::EnvelopeRefused,
-                        vec![name.to_string()],
-                        Outcome::Refused,
-                        "the envelope, or what stands beside it, was altered".to_owned(),
-                    );
-                    return Judged::recorded(event, Err(ReadError::Altered { name }));
-                }
+                Err(Unopened) => return self.altered(row.name.to_string()),
             }
         }
         let names: Vec<_> = opened
@@ -176,6 +180,17 @@ impl Request<'_> {
         )
     }
 
+    /// What a row comes to that does not open.
+    fn altered(&self, name: String) -> Judged {
+        let event = self.event(
+            Action::EnvelopeRefused,
+            vec![name.clone()],
+            Outcome::Refused,
+            ALTERED.to_owned(),
+        );
+        Judged::recorded(event, Err(ReadError::Altered { name }))
+    }
+
     fn refused(&self, refusal: Refusal) -> Judged {
         let event = refused_read(self.caller, self.origin, self.target, self.wanted, &refusal);
         Judged::recorded(event, Err(refusal.into()))
@@ -186,10 +201,10 @@ impl Request<'_> {
         &self,
         db: &mut Connection,
         environment: &Environment,
-    ) -> Result<Vec<VariableRow>, storage::Error> {
+    ) -> Result<Found<VariableRow>, storage::Error> {
         let stage = &environment.facts.stage;
         match (self.wanted, &environment.variables) {
-            (_, Some(_)) => Ok(Vec::new()),
+            (_, Some(_)) => Ok(Found::default()),
             (Wanted::All, None) => storage::variables::newest_variables(db, stage).await,
             (Wanted::Named(asks), None) => {
                 let names: Vec<_> = asks.iter().map(|ask| &ask.name).collect();
@@ -210,13 +225,16 @@ impl Request<'_> {
     }
 }
 
+/// What the record of a row that does not open says.
+pub(crate) const ALTERED: &str = "the envelope, or what stands beside it, was altered";
+
 /// How many names the record of something refused keeps: whoever may do nothing is not to fill the database.
 const REFUSED_NAMES_MAX: usize = 16;
 
-/// The names and the detail of the record of something refused.
-pub(crate) fn refused_names<'a>(
-    names: impl Iterator<Item = &'a VariableName>,
-    refusal: &Refusal,
+/// The names and the detail of the record of something refused, and `why` it was.
+pub(crate) fn refused_names(
+    names: impl Iterator<Item = impl ToString>,
+    why: &impl Display,
 ) -> (Vec<String>, String) {
     let mut kept = Vec::new();
     let mut total = 0_usize;
@@ -227,9 +245,9 @@ pub(crate) fn refused_names<'a>(
         }
     }
     let detail = if total > REFUSED_NAMES_MAX {
-        format!("{refusal} (the first {REFUSED_NAMES_MAX} of {total} names are kept)")
+        format!("{why} (the first {REFUSED_NAMES_MAX} of {total} names are kept)")
     } else {
-        refusal.to_string()
+        why.to_string()
     };
     (kept, detail)
 }
@@ -374,7 +392,7 @@ impl Vault {
             return Err(self.no_environment(request).await?);
         };
         let fetched = if environment.variables.is_some() {
-            Vec::new()
+            Found::default()
         } else {
             let mut db = self.reader().await?;
             request
@@ -483,15 +501,77 @@ impl Vault {
         Ok(refusal.into())
     }
 
-    /// What the stage holds, sorted by name.
+    /// What the stage holds, sorted by name. A variable whose row holds what was never written is not among it.
     ///
     /// # Errors
-    /// [`ReadError`]. Not audited, since no value is read.
+    /// [`ReadError`]. Refusals and altered rows are audited; nothing else is, since no value is read.
     pub async fn list(
         &self,
         caller: &Caller,
+        origin: &Origin,
         target: &Target,
     ) -> Result<Vec<VariableMetadata>, ReadError> {
+        let listed = self.list_once(caller, target).await;
+        if let Err(ReadError::Refused(refusal)) = &listed {
+            let place = (Some(&target.project), Some(&target.stage));
+            self.record_refused_listing(caller, origin, place, refusal)
+                .await?;
+        }
+        let found = listed?;
+        if !found.altered.is_empty() {
+            let (names, detail) = refused_names(found.altered.iter(), &ALTERED);
+            let event = stage_event(
+                Action::EnvelopeRefused,
+                caller.actor(),
+                (&target.project, &target.stage),
+                names,
+                origin,
+                Outcome::Refused,
+                detail,
+            );
+            self.record_event(chain_of(caller), event).await?;
+        }
+        Ok(found
+            .whole
+            .into_iter()
+            .map(|row| VariableMetadata {
+                name: row.name,
+                kind: row.kind,
+                declared_type: row.declared_type,
+                visibility: row.visibility,
+                version: row.version,
+                created_at_ms: row.created_at,
+                updated_at_ms: row.updated_at,
+            })
+            .collect())
+    }
+
+    /// Records that a listing was refused.
+    pub(crate) async fn record_refused_listing(
+        &self,
+        caller: &Caller,
+        origin: &Origin,
+        (project, stage): (Option<&ProjectSlug>, Option<&StageSlug>),
+        refusal: &Refusal,
+    ) -> Result<(), Unavailable> {
+        let event = AuditEvent {
+            action: Action::ReadRefused,
+            actor: caller.actor(),
+            project: project.map(ToString::to_string),
+            stage: stage.map(ToString::to_string),
+            names: Vec::new(),
+            origin: origin.clone(),
+            outcome: Outcome::Refused,
+            detail: refusal.to_string(),
+        };
+        self.record_event(chain_of(caller), event).await
+    }
+
+    async fn list_once(
+        &self,
+        caller: &Caller,
+        target: &Target,
+    ) -> Result<Found<VariableRow>, ReadError> {
         let token = organization_of(caller, target.organization.as_ref())?;
         self.confirm_token(token).await?;
         let mut db = self.reader().await?;
@@ -514,21 +594,10 @@ impl Vault {
             };
         };
         may_list_variables(caller, &facts_of(&stage))?;
-        let rows = storage::variables::newest_without_envelopes(&mut db, &stage.id)
+        let found = storage::variables::newest_without_envelopes(&mut db, &stage.id)
             .await
             .map_err(Unavailable::from)?;
-        Ok(rows
-            .into_iter()
-            .map(|row| VariableMetadata {
-                name: row.name,
-                kind: row.kind,
-                declared_type: row.declared_type,
-                visibility: row.visibility,
-                version: row.version,
-                created_at_ms: row.created_at,
-                updated_at_ms: row.updated_at,
-            })
-            .collect())
+        Ok(found)
     }
 
     /// What a credential that has ended is refused with.

@@ -13,6 +13,7 @@ macro_rules! on_both_databases {
 }
 
 mod access;
+mod altered;
 mod audit;
 mod credentials;
 mod databases;

@@ -138,8 +138,8 @@ pub enum ReadError {
     /// The envelope, or what stands beside it, was altered in the database.
     #[error("the variable {name} does not open: its row was altered")]
     Altered {
-        /// Its name.
-        name: VariableName,
+        /// Its name, as stored.
+        name: String,
     },
     /// The database, or the audit trail in it.
     #[error(transparent)]
@@ -166,6 +166,12 @@ pub enum WriteError {
     Invalid {
         /// Which name, what is wrong, what would pass. Never a value.
         problem: String,
+    },
+    /// The project's data key was altered in the database: nothing can be sealed.
+    #[error("the data key of the project {project} does not open: its row was altered")]
+    Altered {
+        /// The project.
+        project: ProjectSlug,
     },
     /// The database.
     #[error(transparent)]

@@ -48,6 +48,11 @@ impl GroupError {
     pub(crate) fn is_uncertain(&self) -> bool {
         self.0.is_uncertain()
     }
+
+    /// Whether the same will happen again.
+    pub(crate) fn is_lasting(&self) -> bool {
+        self.0.is_lasting()
+    }
 }
 
 impl From<GroupError> for Unavailable {

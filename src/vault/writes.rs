@@ -1,5 +1,6 @@
 //! Writing variables: every check first, then seals, then rows, operation and record, all in one transaction.
 use std::collections::{BTreeSet, HashMap};
+use std::fmt::Display;
 use std::sync::Arc;
 
 use super::cache::STAGE_BYTES_MAX;
@@ -182,9 +183,23 @@ impl WriteVariables {
     }
 
     fn refused(&self, work: &mut Work, refusal: Refusal) -> Verdict<Result<Written, WriteError>> {
-        let (names, detail) = refused_names(self.write.names(), &refusal);
+        self.record_refused(work, Action::WriteRefused, &refusal);
+        Verdict::TakeBack(Err(refusal.into()))
+    }
+
+    /// What a write comes to that cannot be sealed, recorded as a read is that cannot be opened.
+    fn altered(&self, work: &mut Work) -> Verdict<Result<Written, WriteError>> {
+        let error = WriteError::Altered {
+            project: self.target.project.clone(),
+        };
+        self.record_refused(work, Action::EnvelopeRefused, &error);
+        Verdict::TakeBack(Err(error))
+    }
+
+    fn record_refused(&self, work: &mut Work, action: Action, why: &impl Display) {
+        let (names, detail) = refused_names(self.write.names(), why);
         let event = stage_event(
-            Action::WriteRefused,
+            action,
             self.caller.actor(),
             (&self.target.project, &self.target.stage),
             names,
@@ -193,7 +208,6 @@ impl WriteVariables {
             detail,
         );
         work.events.push((self.chain(), event));
-        Verdict::TakeBack(Err(refusal.into()))
     }
 }
 
@@ -298,12 +312,16 @@ impl WriteVariables {
     ) -> Result<Result<Planned<'_>, String>, storage::Error> {
         let names: Vec<&VariableName> = self.write.names().collect();
         let db = &mut work.db;
-        let present: HashMap<VariableName, VariableRow> =
-            storage::variables::newest_variables_by_name(db, stage, &names)
-                .await?
-                .into_iter()
-                .map(|row| (row.name.clone(), row))
-                .collect();
+        let found = storage::variables::newest_variables_by_name(db, stage, &names).await?;
+        // One that was altered is there too: it may be written anew, or deleted.
+        let altered: BTreeSet<String> = found.altered.into_iter().collect();
+        let present: HashMap<VariableName, VariableRow> = found
+            .whole
+            .into_iter()
+            .map(|row| (row.name.clone(), row))
+            .collect();
+        let is_there =
+            |name: &VariableName| present.contains_key(name) || altered.contains(name.as_str());
         let versions: HashMap<VariableName, i64> =
             storage::variables::versions_by_name(db, stage, &names)
                 .await?
@@ -313,7 +331,7 @@ impl WriteVariables {
         let mut entries = Vec::with_capacity(self.write.entries.len());
         for entry in &self.write.entries {
             let stored = present.get(&entry.name);
-            if stored.is_some() && self.write.mode == WriteMode::CreateOnly {
+            if is_there(&entry.name) && self.write.mode == WriteMode::CreateOnly {
                 return Ok(Err(format!(
                     "the variable {} exists already: use mode upsert to replace it",
                     entry.name
@@ -336,7 +354,7 @@ impl WriteVariables {
                     self.core.value_bytes_max
                 )));
             }
-            if stored.is_some() {
+            if is_there(&entry.name) {
                 written.updated.push(entry.name.clone());
             } else {
                 written.created.push(entry.name.clone());
@@ -358,7 +376,7 @@ impl WriteVariables {
             .write
             .deletes
             .iter()
-            .filter(|name| present.contains_key(*name))
+            .filter(|name| is_there(name))
             .cloned()
             .collect();
         written.created.sort();
@@ -384,18 +402,15 @@ impl WriteVariables {
                 .ok_or_else(|| storage::Error::Unexpected {
                     what: "the project has no data key".to_owned(),
                 })?;
-            let key = self
-                .core
-                .master_key
-                .unwrap_data_key(
-                    &stored.lineage,
-                    stored.version,
-                    &stored.kek_id,
-                    &stored.wrapped,
-                )
-                .map_err(|_| storage::Error::Unexpected {
-                    what: "the project's data key does not open: its row was altered".to_owned(),
-                })?;
+            let unwrapped = self.core.master_key.unwrap_data_key(
+                &stored.lineage,
+                stored.version,
+                &stored.kek_id,
+                &stored.wrapped,
+            );
+            let Ok(key) = unwrapped else {
+                return Ok(self.altered(work));
+            };
             for entry in entries {
                 let mut row = VariableRow {
                     name: entry.name.clone(),
@@ -426,7 +441,12 @@ impl WriteVariables {
             }
         }
         let actor = self.caller.actor();
-        let names: Vec<String> = self.write.names().map(ToString::to_string).collect();
+        let touched = [&written.created, &written.updated, &written.deleted];
+        let names: Vec<String> = touched
+            .into_iter()
+            .flatten()
+            .map(ToString::to_string)
+            .collect();
         let operation = OperationRow {
             id: &id,
             revision,

@@ -51,7 +51,9 @@ impl Vault {
         except: Option<&StageId>,
     ) -> Result<(), Unavailable> {
         let mut db = self.reader().await?;
-        let stages = storage::projects::stages_of_resource(&mut db, namespace, resource).await?;
+        let stages = storage::projects::stages_of_resource(&mut db, namespace, resource)
+            .await?
+            .whole_or_told("stage");
         let mut organizations = Vec::new();
         for stage in stages {
             // A resource stays the owner of a stage that it left.
@@ -233,7 +235,8 @@ impl DeleteDeclared {
         stage: Option<&StageId>,
     ) -> Result<(), storage::Error> {
         let tokens = storage::credentials::tokens(&mut work.db, &self.organization).await?;
-        for token in tokens {
+        // One that was altered is no credential.
+        for token in tokens.whole_or_told("token") {
             let cut = match stage {
                 Some(stage) => token.stage.as_ref() == Some(stage),
                 None => token.project.as_ref() == Some(project),
@@ -268,7 +271,9 @@ impl Change for DeleteDeclared {
         let Some(project) = found else {
             return done;
         };
-        let stages = storage::projects::stages(&mut work.db, &project.id).await?;
+        let stages = storage::projects::stages(&mut work.db, &project.id)
+            .await?
+            .whole_or_told("stage");
         let waits = |variables: i64| {
             (variables > 0 && !self.confirmed).then_some(Ok(Verdict::TakeBack(
                 Deletion::NeedsConfirmation { variables },

@@ -174,6 +174,25 @@ pub(crate) fn stage_text(
     format!("protected={protected} {owner} resource={resource}")
 }
 
+/// The event of a project or stage that was not made.
+pub(super) fn refused_creation(
+    actor: Actor,
+    origin: &Origin,
+    (project, stage): (Option<&str>, Option<&str>),
+    refusal: &Refusal,
+) -> AuditEvent {
+    AuditEvent {
+        action: Action::WriteRefused,
+        actor,
+        project: project.map(str::to_owned),
+        stage: stage.map(str::to_owned),
+        names: Vec::new(),
+        origin: origin.clone(),
+        outcome: Outcome::Refused,
+        detail: refusal.to_string(),
+    }
+}
+
 pub(super) struct CreateProject {
     pub(super) core: Arc<Core>,
     pub(super) token: TokenCaller,
@@ -192,7 +211,12 @@ impl Change for CreateProject {
 
     async fn run(&self, work: &mut Work) -> Result<Verdict<Self::Answer>, storage::Error> {
         if credential_ended(work, &self.token).await? {
-            return Ok(Verdict::TakeBack(Err(Refusal::CredentialEnded.into())));
+            // Recorded here, since whoever asked may have hung up.
+            let refusal = Refusal::CredentialEnded;
+            let target = (self.slug.as_ref().map(ProjectSlug::as_str), None);
+            let event = refused_creation(self.actor.clone(), &self.origin, target, &refusal);
+            work.events.push((self.chain(), event));
+            return Ok(Verdict::TakeBack(Err(refusal.into())));
         }
         let candidates = match &self.slug {
             Some(slug) => vec![slug.clone()],
@@ -226,6 +250,19 @@ pub(super) struct CreateStage {
     pub(super) slug: Option<StageSlug>,
 }
 
+impl CreateStage {
+    /// Recorded here, since whoever asked may have hung up.
+    fn refused(&self, work: &mut Work, refusal: Refusal) -> Verdict<Result<Stage, CreateError>> {
+        let target = (
+            Some(self.project.as_str()),
+            self.slug.as_ref().map(StageSlug::as_str),
+        );
+        let event = refused_creation(self.caller.actor(), &self.origin, target, &refusal);
+        work.events.push((self.chain(), event));
+        Verdict::TakeBack(Err(refusal.into()))
+    }
+}
+
 impl Change for CreateStage {
     type Answer = Result<Stage, CreateError>;
 
@@ -234,9 +271,8 @@ impl Change for CreateStage {
     }
 
     async fn run(&self, work: &mut Work) -> Result<Verdict<Self::Answer>, storage::Error> {
-        let refused = |refusal: Refusal| Ok(Verdict::TakeBack(Err(refusal.into())));
         if credential_ended(work, &self.token).await? {
-            return refused(Refusal::CredentialEnded);
+            return Ok(self.refused(work, Refusal::CredentialEnded));
         }
         let organization = &self.token.organization;
         let found =
@@ -250,12 +286,14 @@ impl Change for CreateStage {
                 (Scope::Organization, Ok(_)) => Ok(Verdict::TakeBack(Err(CreateError::NoProject(
                     self.project.clone(),
                 )))),
-                (Scope::Organization, Err(refusal)) => refused(refusal),
-                (Scope::Project(_) | Scope::Stage(..), _) => refused(Refusal::OutOfScope),
+                (Scope::Organization, Err(refusal)) => Ok(self.refused(work, refusal)),
+                (Scope::Project(_) | Scope::Stage(..), _) => {
+                    Ok(self.refused(work, Refusal::OutOfScope))
+                }
             };
         };
         if let Err(refusal) = may_manage(&self.caller, organization, Some(&project.id)) {
-            return refused(refusal);
+            return Ok(self.refused(work, refusal));
         }
         let candidates = match &self.slug {
             Some(slug) => vec![slug.clone()],

@@ -7,6 +7,8 @@ use crate::vault::projects::CreateError;
 on_both_databases!(
     a_token_of_a_small_role_is_refused_and_the_refusal_is_recorded,
     the_record_of_a_refusal_keeps_few_names,
+    a_refused_listing_is_recorded,
+    variables_are_counted_to_those_who_may_list_them_alone,
     a_scoped_token_cannot_tell_what_is_there_outside_its_scope,
     a_role_that_sees_nothing_cannot_tell_which_stages_are_there,
     a_pod_has_no_business_on_the_other_routes,
@@ -112,6 +114,94 @@ async fn the_record_of_a_refusal_keeps_few_names(place: Place) {
     assert_eq!(acme.findings().await, Vec::<String>::new());
 }
 
+async fn a_refused_listing_is_recorded(place: Place) {
+    let acme = Acme::on(&place).await;
+    let vault = &acme.vault;
+    let billing = acme.caller(Role::Billing, None, None).await;
+    let scoped = acme
+        .caller(Role::Admin, Some("shop"), Some("development"))
+        .await;
+    let project = "shop".parse().unwrap();
+    let none = "none".parse().unwrap();
+    assert!(
+        vault
+            .list_projects(&billing, &origin(), None)
+            .await
+            .is_err()
+    );
+    for (caller, project) in [(&billing, &project), (&scoped, &none)] {
+        let refused = vault.list_stages(caller, &origin(), None, project).await;
+        assert!(refused.is_err());
+    }
+    for stage in ["staging", "nowhere"] {
+        let stage = target("shop", stage);
+        assert!(vault.list(&scoped, &origin(), &stage).await.is_err());
+    }
+    let mut db = acme.intruder().await;
+    let rows = db
+        .rows(
+            "SELECT COALESCE(project, '-'), COALESCE(stage, '-') FROM audit_records WHERE action = 'read.refused'
+              ORDER BY sequence",
+            cells![],
+        )
+        .await
+        .unwrap();
+    let places: Vec<_> = rows
+        .iter()
+        .map(|row| [0, 1].map(|at| row.text(at).unwrap()))
+        .collect();
+    assert_eq!(
+        places,
+        [
+            ["-", "-"],
+            ["shop", "-"],
+            ["none", "-"],
+            ["shop", "staging"],
+            ["shop", "nowhere"]
+        ]
+    );
+    // What is allowed is not recorded.
+    assert!(vault.list_projects(&scoped, &origin(), None).await.is_ok());
+    assert_eq!(acme.count("read.refused").await, 5);
+}
+
+async fn variables_are_counted_to_those_who_may_list_them_alone(place: Place) {
+    let acme = Acme::on(&place).await;
+    for (stage, count) in [("development", 1), ("staging", 2), ("production", 4)] {
+        let entries = (0..count).map(|at| entry(&format!("V{at}"), "x")).collect();
+        acme.write(stage, entries).await.unwrap();
+    }
+    let project = "shop".parse().unwrap();
+    let counts = async |caller: &Caller| {
+        let projects = acme.vault.list_projects(caller, &origin(), None).await;
+        let stages = acme
+            .vault
+            .list_stages(caller, &origin(), None, &project)
+            .await;
+        let stages: Vec<i64> = stages
+            .unwrap()
+            .iter()
+            .map(|stage| stage.variables)
+            .collect();
+        (projects.unwrap()[0].variables, stages)
+    };
+    let viewer = acme.caller(Role::Viewer, None, None).await;
+    let staging = acme
+        .caller(Role::Viewer, Some("shop"), Some("staging"))
+        .await;
+    let production = acme
+        .caller(Role::Viewer, Some("shop"), Some("production"))
+        .await;
+    let (all, mut each) = counts(&acme.owner).await;
+    each.sort_unstable();
+    assert_eq!((all, each), (7, vec![1, 2, 4]));
+    let (all, mut each) = counts(&viewer).await;
+    each.sort_unstable();
+    assert_eq!((all, each), (3, vec![0, 1, 2]));
+    assert_eq!(counts(&staging).await, (2, vec![2]));
+    assert_eq!(counts(&production).await, (0, vec![0]));
+}
+
 async fn a_scoped_token_cannot_tell_what_is_there_outside_its_scope(place: Place) {
     let acme = Acme::on(&place).await;
     acme.write("staging", vec![entry("A", "x")]).await.unwrap();
@@ -138,7 +228,7 @@ async fn a_scoped_token_cannot_tell_what_is_there_outside_its_scope(place: Place
         answers.push(format!("{refused:?}"));
         let refused = acme.vault.pull(&scoped, &origin(), &stage, None).await;
         answers.push(format!("{refused:?}"));
-        let refused = acme.vault.list(&scoped, &stage).await;
+        let refused = acme.vault.list(&scoped, &origin(), &stage).await;
         answers.push(format!("{refused:?}"));
         let refused = acme
             .vault
@@ -168,12 +258,16 @@ async fn a_scoped_token_cannot_tell_what_is_there_outside_its_scope(place: Place
     ));
     let listed = acme
         .vault
-        .list_stages(&scoped, None, &"shop".parse().unwrap())
+        .list_stages(&scoped, &origin(), None, &"shop".parse().unwrap())
         .await
         .unwrap();
     assert_eq!(listed.len(), 1);
     assert_eq!(
-        acme.vault.list_projects(&scoped, None).await.unwrap().len(),
+        acme.vault
+            .list_projects(&scoped, &origin(), None)
+            .await
+            .unwrap()
+            .len(),
         1
     );
 }
@@ -200,7 +294,7 @@ async fn a_role_that_sees_nothing_cannot_tell_which_stages_are_there(place: Plac
             answers[0].push(read.unwrap_err().to_string());
             answers[1].push(write("y").await.unwrap_err().to_string());
             answers[1].push(write("y\0").await.unwrap_err().to_string());
-            let listed = acme.vault.list(caller, &stage).await;
+            let listed = acme.vault.list(caller, &origin(), &stage).await;
             answers[2].push(listed.unwrap_err().to_string());
             let pulled = acme.vault.pull(caller, &origin(), &stage, None).await;
             answers[3].push(pulled.unwrap_err().to_string());
@@ -214,7 +308,7 @@ async fn a_role_that_sees_nothing_cannot_tell_which_stages_are_there(place: Plac
     }
     let stage = target("none", "development");
     assert!(matches!(
-        acme.vault.list(&of_project, &stage).await,
+        acme.vault.list(&of_project, &origin(), &stage).await,
         Err(ReadError::Refused(Refusal::OutOfScope))
     ));
 }
@@ -235,7 +329,7 @@ async fn a_pod_has_no_business_on_the_other_routes(place: Place) {
         refused,
         Err(WriteError::Refused(Refusal::PodElsewhere))
     ));
-    assert!(acme.vault.list(&pod, &stage).await.is_err());
+    assert!(acme.vault.list(&pod, &origin(), &stage).await.is_err());
 }
 
 async fn another_organizations_slug_is_refused(place: Place) {
@@ -252,5 +346,5 @@ async fn another_organizations_slug_is_refused(place: Place) {
     ));
     let mut own = target("shop", "development");
     own.organization = Some("acme".parse().unwrap());
-    assert!(acme.vault.list(&acme.owner, &own).await.is_ok());
+    assert!(acme.vault.list(&acme.owner, &origin(), &own).await.is_ok());
 }

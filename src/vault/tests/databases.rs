@@ -147,7 +147,7 @@ async fn a_full_sqlite_file_is_unavailable_leaves_nothing_half_done_and_recovers
     );
     assert_eq!(
         acme.vault
-            .list(&acme.owner, &target("shop", "development"))
+            .list(&acme.owner, &origin(), &target("shop", "development"))
             .await
             .unwrap()
             .len(),
@@ -302,10 +302,10 @@ async fn a_server_behind_a_cut_wire_is_unavailable_and_comes_back() {
         .unwrap();
     wire.cut.send(true).unwrap();
     let began = std::time::Instant::now();
-    let target = target("shop", "development");
+    let (origin, target) = (origin(), target("shop", "development"));
     let (written, listed) = tokio::join!(
         acme.write("development", vec![entry("KEY", "two")]),
-        acme.vault.list(&acme.owner, &target),
+        acme.vault.list(&acme.owner, &origin, &target),
     );
     assert!(
         matches!(written, Err(WriteError::Unavailable(_))),

@@ -216,7 +216,7 @@ async fn deletion_waits_for_a_confirmation(place: Place) {
     let waits = Deletion::NeedsConfirmation { variables: 1 };
     assert_eq!(delete_stage("team-a", false).await, waits);
     assert_eq!(delete_project(false).await, waits);
-    assert!(vault.list(&acme.owner, &stage).await.is_ok());
+    assert!(vault.list(&acme.owner, &origin(), &stage).await.is_ok());
     assert_eq!(delete_stage("team-a", true).await, Deletion::Done);
     assert_eq!(delete_stage("team-a", true).await, Deletion::Done);
     assert!(matches!(

@@ -40,7 +40,7 @@ async fn projects_have_three_stages_and_slugs_are_unique(place: Place) {
     let acme = Acme::on(&place).await;
     let stages = acme
         .vault
-        .list_stages(&acme.owner, None, &"shop".parse().unwrap())
+        .list_stages(&acme.owner, &origin(), None, &"shop".parse().unwrap())
         .await
         .unwrap();
     let seen: Vec<_> = stages
@@ -74,7 +74,11 @@ async fn projects_have_three_stages_and_slugs_are_unique(place: Place) {
         .await
         .unwrap();
     assert!(made.slug.as_str().starts_with("shop-"), "{}", made.slug);
-    let listed = acme.vault.list_projects(&acme.owner, None).await.unwrap();
+    let listed = acme
+        .vault
+        .list_projects(&acme.owner, &origin(), None)
+        .await
+        .unwrap();
     assert_eq!(listed.len(), 2);
     assert_eq!(listed[0].slug, made.slug, "the newest comes first");
     let qa = DisplayName::parse_stage("QA 1").unwrap();

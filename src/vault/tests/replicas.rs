@@ -49,10 +49,10 @@ async fn what_one_replica_changes_holds_at_once_on_the_other() {
     ));
     let stage = target("shop", "development");
     assert!(matches!(
-        there.list(&caller, &stage).await,
+        there.list(&caller, &origin(), &stage).await,
         Err(ReadError::Refused(Refusal::CredentialEnded))
     ));
-    assert!(there.list_projects(&caller, None).await.is_err());
+    assert!(there.list_projects(&caller, &origin(), None).await.is_err());
     let refused = there.authenticate(&presented(text(&token.token))).await;
     assert!(
         matches!(refused, Err(AuthenticateError::Unknown)),

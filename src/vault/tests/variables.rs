@@ -9,6 +9,7 @@ on_both_databases!(
     a_second_write_keeps_type_and_visibility_and_raises_the_version,
     a_bad_write_is_refused_with_what_would_pass_and_changes_nothing,
     a_deleted_variable_is_gone_and_its_versions_are_never_used_again,
+    a_write_records_the_names_that_it_touched_and_no_others,
     each_absence_has_its_own_error,
     a_type_that_the_caller_does_not_expect_is_refused,
     reads_never_show_what_an_acknowledged_write_replaced,
@@ -74,7 +75,7 @@ async fn a_second_write_keeps_type_and_visibility_and_raises_the_version(place: 
     assert!(!problem.contains("many"), "{problem}");
     let listed = acme
         .vault
-        .list(&acme.owner, &target("shop", "development"))
+        .list(&acme.owner, &origin(), &target("shop", "development"))
         .await
         .unwrap();
     assert_eq!(listed.len(), 1);
@@ -126,7 +127,7 @@ async fn a_bad_write_is_refused_with_what_would_pass_and_changes_nothing(place: 
     }
     let listed = acme
         .vault
-        .list(&acme.owner, &target("shop", "development"))
+        .list(&acme.owner, &origin(), &target("shop", "development"))
         .await
         .unwrap();
     assert_eq!(listed.len(), 1);
@@ -164,10 +165,43 @@ async fn a_deleted_variable_is_gone_and_its_versions_are_never_used_again(place:
     acme.write("development", vec![entry("A", "new")])
         .await
         .unwrap();
-    let listed = acme.vault.list(&acme.owner, &stage).await.unwrap();
+    let listed = acme
+        .vault
+        .list(&acme.owner, &origin(), &stage)
+        .await
+        .unwrap();
     assert_eq!(listed[0].version, 2);
     assert_eq!(acme.read("development", "A").await.unwrap(), "new");
     assert_eq!(acme.findings().await, Vec::<String>::new());
+}
+
+async fn a_write_records_the_names_that_it_touched_and_no_others(place: Place) {
+    let acme = Acme::on(&place).await;
+    acme.write("development", vec![entry("OLD", "1"), entry("GONE", "1")])
+        .await
+        .unwrap();
+    let write = Write {
+        mode: WriteMode::Upsert,
+        entries: vec![entry("OLD", "2"), entry("NEW", "1")],
+        deletes: vec!["NEVER_WAS".parse().unwrap(), "GONE".parse().unwrap()],
+    };
+    acme.vault
+        .write(
+            &acme.owner,
+            &origin(),
+            &target("shop", "development"),
+            write,
+        )
+        .await
+        .unwrap();
+    let mut db = acme.intruder().await;
+    for statement in [
+        "SELECT names FROM operations ORDER BY revision DESC",
+        "SELECT names FROM audit_records WHERE action = 'variables.written' ORDER BY sequence DESC",
+    ] {
+        let row = db.row(statement, cells![]).await.unwrap().unwrap();
+        assert_eq!(row.text(0).unwrap(), "NEW\nOLD\nGONE", "{statement}");
+    }
 }
 
 async fn each_absence_has_its_own_error(place: Place) {
@@ -182,7 +216,7 @@ async fn each_absence_has_its_own_error(place: Place) {
     ));
     assert!(matches!(
         acme.vault
-            .list(&acme.owner, &target("none", "development"))
+            .list(&acme.owner, &origin(), &target("none", "development"))
             .await,
         Err(ReadError::NoEnvironment { .. })
     ));
@@ -196,7 +230,7 @@ async fn each_absence_has_its_own_error(place: Place) {
     ));
     assert!(matches!(
         acme.vault
-            .list_stages(&acme.owner, None, &"none".parse().unwrap())
+            .list_stages(&acme.owner, &origin(), None, &"none".parse().unwrap())
             .await,
         Err(ListError::NoProject(_))
     ));
@@ -411,7 +445,7 @@ async fn a_stage_takes_no_more_bytes_than_it_may(place: Place) {
     );
     let listed = acme
         .vault
-        .list(&acme.owner, &target("shop", "development"))
+        .list(&acme.owner, &origin(), &target("shop", "development"))
         .await
         .unwrap();
     let names: Vec<&str> = listed.iter().map(|found| found.name.as_str()).collect();
