@@ -11,6 +11,7 @@ mod counts;
 pub mod credentials;
 pub mod declarations;
 mod environments;
+mod loads;
 pub mod organizations;
 pub mod pods;
 pub mod projects;
@@ -32,6 +33,7 @@ use crate::crypto::keys::{AuditKey, MasterKey, TokenKey};
 use crate::storage::{self, Connection, Database, Risk, sealed_keys::SealedKeyRow};
 use cache::Cache;
 use counts::Counts;
+use loads::{LoadError, Loads};
 use records::Chain;
 use writer::{Change, Queue, Verdict, Work};
 
@@ -87,7 +89,11 @@ impl Unavailable {
     pub fn is_lasting(&self) -> bool {
         let storage = self.source.downcast_ref::<storage::Error>();
         let group = self.source.downcast_ref::<writer::GroupError>();
-        storage.is_some_and(storage::Error::is_lasting)
+        let load = match self.source.downcast_ref::<LoadError>() {
+            Some(LoadError::Database(error)) => Some(error.as_ref()),
+            Some(LoadError::NoRoom { .. }) | None => None,
+        };
+        storage.or(load).is_some_and(storage::Error::is_lasting)
             || group.is_some_and(writer::GroupError::is_lasting)
     }
 }
@@ -111,6 +117,7 @@ pub(crate) struct Core {
     token_key: TokenKey,
     clock: Arc<dyn Clock>,
     cache: Cache,
+    loads: Loads,
     epoch: i64,
     value_bytes_max: usize,
 }
@@ -208,6 +215,7 @@ impl Vault {
             token_key,
             clock,
             cache: Cache::default(),
+            loads: Loads::default(),
             epoch,
             value_bytes_max: settings.value_bytes_max,
         });

@@ -1,9 +1,10 @@
 //! What the HTTP API takes at most, and for how long it waits.
 //!
 //! What can be in memory at once, of the 512 MiB that the chart gives the operator: what was asked ([`BODIES`], 32 MiB),
-//! values that are read ([`VALUES_BYTES_MAX`], 96 MiB), answers until they were sent ([`ANSWERS`], 64 MiB), the vault's cache
-//! (64 MiB), the webhook's reviews (32 MiB while they arrive, 64 MiB while they are answered): 352 MiB. The rest is for
-//! connections, for the text of the answers that the threads are making, and for the program.
+//! values that are read ([`VALUES_BYTES_MAX`], 96 MiB), answers until they were sent ([`ANSWERS`], 64 MiB), sealed stages (96
+//! MiB, of which the vault's cache keeps 64), the webhook's reviews (32 MiB while they arrive, 64 MiB while they are answered):
+//! 384 MiB. The rest is for connections, for rows on their way into a stage, for the text of the answers that the threads are
+//! making, and for the program.
 
 use std::time::Duration;
 

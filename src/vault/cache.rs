@@ -1,20 +1,22 @@
 //! What memory holds: sealed rows, wrapped keys, credentials and access entries *as stored*, bounded in bytes.
 //!
-//! Nothing here is in the clear. A reader that loads while the writer changes something would store what is old already:
-//! it notes the [`Cache::generation`] first, and what it loaded is kept only if no change came in between. Even so, every
-//! read names the epochs that it relied on, and the writer holds them against the database before it records the read.
+//! Nothing here is in the clear. A reader that loads a token while the writer changes one would store what is old already:
+//! it notes the [`Cache::generation`] first, and what it loaded is kept only if no change came in between. A stage may be an
+//! old one: every read names the epochs that it relied on, and they are held against the database before it is answered.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use crate::domain::access::{AccessGrant, StageFacts};
 use crate::domain::names::{
-    OrganizationId, ProjectSlug, StageId, StageSlug, TokenId, VariableName,
+    OrganizationId, ProjectSlug, StageId, StageSlug, TokenId, VARIABLE_NAME_BYTES_MAX, VariableName,
 };
 use crate::storage::credentials::TokenRow;
 use crate::storage::projects::{DataKeyRow, StageRow};
-use crate::storage::variables::VariableRow;
+use crate::storage::variables::{StageSize, VariableRow};
 
 /// How many bytes memory may hold.
 const CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -23,6 +25,8 @@ const CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub(crate) const STAGE_BYTES_MAX: i64 = 8 * 1024 * 1024;
 /// What an entry costs beside its texts, roughly.
 const ENTRY_BYTES: usize = 256;
+/// What a stage costs beside its variables, for most stages.
+const OTHER_BYTES: usize = 64 * 1024;
 
 /// A stage as it is stored: what a read needs.
 #[derive(Debug)]
@@ -39,10 +43,26 @@ pub(crate) struct Environment {
     pub(crate) altered: Vec<String>,
     /// The project's wrapped data keys.
     pub(crate) keys: Vec<DataKeyRow>,
+    /// Its room in memory; `None` for one that is loaded inside a group, where there is one at a time.
+    pub(crate) room: Option<OwnedSemaphorePermit>,
+}
+
+/// How many bytes a stage of that size takes at most.
+pub(crate) fn bytes_at_most(size: StageSize) -> usize {
+    /// What a variable costs beside its envelope: its name is there twice.
+    const VARIABLE_BYTES: usize = ENTRY_BYTES + 2 * VARIABLE_NAME_BYTES_MAX;
+    let count = |count: i64| usize::try_from(count).unwrap_or(0);
+    let sealed = if size.sealed_bytes <= STAGE_BYTES_MAX {
+        count(size.sealed_bytes) + count(size.variables) * VARIABLE_BYTES
+    } else {
+        0
+    };
+    sealed + OTHER_BYTES
 }
 
 impl Environment {
-    fn bytes(&self) -> usize {
+    /// How many bytes it takes, roughly.
+    pub(crate) fn bytes(&self) -> usize {
         let keys = self.keys.len() * (ENTRY_BYTES + 128);
         let grants = self.grants.len() * ENTRY_BYTES;
         let variables = self
@@ -123,7 +143,7 @@ impl Cache {
         Arc::clone(&slot.value)
     }
 
-    /// Raised by every change; noted before something is loaded.
+    /// Raised by every change of a token; noted before one is loaded.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -154,19 +174,22 @@ impl Cache {
         self.read().tokens.get(mac).map(|slot| self.touch(slot))
     }
 
-    /// Holds a stage that was loaded at `generation`, unless something was changed since.
-    pub(crate) fn hold_environment(&self, generation: u64, environment: Arc<Environment>) {
+    /// Holds a stage, unless a newer one is held.
+    pub(crate) fn hold_environment(&self, environment: Arc<Environment>) {
         let bytes = environment.bytes();
         let key = environment_key(
             &environment.facts.organization,
             &environment.stage.project_slug,
             &environment.stage.slug,
         );
+        let id = environment.stage.id.clone();
         let mut held = self.write();
-        if self.generation() != generation {
+        let newer = held.environments.get(&key).is_some_and(|slot| {
+            slot.value.stage.id == id && slot.value.stage.epoch > environment.stage.epoch
+        });
+        if newer {
             return;
         }
-        let id = environment.stage.id.clone();
         held.by_stage.insert(id.clone(), key.clone());
         let slot = self.slot(environment, bytes);
         if let Some(old) = held.environments.insert(key, slot) {
@@ -204,14 +227,18 @@ impl Cache {
         }
     }
 
-    /// Lets go of a stage, since it changed or may have.
+    /// Lets go of a stage, since it changed.
     pub(crate) fn forget_stage(&self, stage: &StageId) {
+        self.write().forget_stage(stage);
+    }
+
+    /// Lets go of a stage as it was at an epoch that is past; what was loaded since stays.
+    pub(crate) fn forget_past_stage(&self, past: &StageRow) {
         let mut held = self.write();
-        self.generation.fetch_add(1, Ordering::AcqRel);
-        if let Some(key) = held.by_stage.remove(stage)
-            && let Some(slot) = held.environments.remove(&key)
-        {
-            held.bytes = held.bytes.saturating_sub(slot.bytes);
+        let key = held.by_stage.get(&past.id);
+        let slot = key.and_then(|key| held.environments.get(key));
+        if slot.is_some_and(|slot| slot.value.stage.epoch <= past.epoch) {
+            held.forget_stage(&past.id);
         }
     }
 
@@ -248,6 +275,14 @@ impl Cache {
 }
 
 impl Held {
+    fn forget_stage(&mut self, stage: &StageId) {
+        if let Some(key) = self.by_stage.remove(stage)
+            && let Some(slot) = self.environments.remove(&key)
+        {
+            self.bytes = self.bytes.saturating_sub(slot.bytes);
+        }
+    }
+
     /// Lets go of what was used longest ago, until a quarter of the room is free again.
     fn evict(&mut self) {
         self.evict_to(CACHE_BYTES_MAX);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::access_entries::access_grants;
 use super::cache::{Environment, STAGE_BYTES_MAX};
+use super::loads::Loads;
 use super::variables::Target;
 use super::{Core, Unavailable, Vault};
 use crate::crypto::envelope::ValuePlace;
@@ -15,7 +16,7 @@ use crate::domain::variable::Arm;
 use crate::storage;
 use crate::storage::Connection;
 use crate::storage::projects::{DataKeyRow, StageRow};
-use crate::storage::variables::VariableRow;
+use crate::storage::variables::{StageSize, VariableRow};
 
 /// Opens values, unwrapping each data key once. Made for one request; the keys are wiped with it.
 pub(crate) struct Opener<'a> {
@@ -91,14 +92,14 @@ pub(crate) fn facts_of(stage: &StageRow) -> StageFacts {
 }
 
 impl Vault {
-    /// The stage that a request names, and whether it came out of memory.
+    /// The stage that a request names, and whether it came out of memory without a look at the database.
     pub(crate) async fn environment(
         &self,
         token: &TokenCaller,
         target: &Target,
         fresh: bool,
     ) -> Result<Option<(Arc<Environment>, bool)>, Unavailable> {
-        let core = self.core();
+        let core = &self.0.core;
         let organization = &token.organization;
         if !fresh
             && let Some(held) = core
@@ -107,7 +108,6 @@ impl Vault {
         {
             return Ok(Some((held, true)));
         }
-        let generation = core.cache.generation();
         let mut db = self.reader().await?;
         let stage = storage::projects::stage_by_slugs(
             &mut db,
@@ -116,14 +116,9 @@ impl Vault {
             &target.stage,
         )
         .await?;
+        drop(db);
         match stage {
-            Some(stage) => {
-                let environment = load_environment(&mut db, stage).await?;
-                let environment = Arc::new(environment);
-                core.cache
-                    .hold_environment(generation, Arc::clone(&environment));
-                Ok(Some((environment, false)))
-            }
+            Some(stage) => Ok(Some((Loads::environment(core, stage).await?, false))),
             None => Ok(None),
         }
     }
@@ -134,21 +129,31 @@ impl Vault {
         stage: &StageId,
         fresh: bool,
     ) -> Result<Option<Arc<Environment>>, Unavailable> {
-        let core = self.core();
+        let core = &self.0.core;
         if !fresh && let Some(held) = core.cache.environment_by_id(stage) {
             return Ok(Some(held));
         }
-        let generation = core.cache.generation();
         let mut db = self.reader().await?;
-        match storage::projects::stage_by_id(&mut db, stage).await? {
-            Some(stage) => {
-                let environment = Arc::new(load_environment(&mut db, stage).await?);
-                core.cache
-                    .hold_environment(generation, Arc::clone(&environment));
-                Ok(Some(environment))
-            }
+        let stage = storage::projects::stage_by_id(&mut db, stage).await?;
+        drop(db);
+        match stage {
+            Some(stage) => Ok(Some(Loads::environment(core, stage).await?)),
             None => Ok(None),
         }
+    }
+
+    /// Whether a stage that came out of memory still is as the database has it. Memory lets go of one that is not.
+    pub(crate) async fn is_current(&self, environment: &Environment) -> Result<bool, Unavailable> {
+        let stage = &environment.stage;
+        let mut db = self.reader().await?;
+        let epochs = storage::projects::stage_epochs(&mut db, &[&stage.id]).await?;
+        let is_current = epochs
+            .first()
+            .is_some_and(|(_, epoch)| *epoch == stage.epoch);
+        if !is_current {
+            self.core().cache.forget_past_stage(stage);
+        }
+        Ok(is_current)
     }
 }
 
@@ -157,9 +162,9 @@ impl Vault {
 pub(crate) async fn load_environment(
     db: &mut Connection,
     stage: StageRow,
+    size: StageSize,
 ) -> Result<Environment, storage::Error> {
     let grants = access_grants(storage::projects::access_entries(db, &stage.id).await?);
-    let size = storage::variables::stage_size(db, &stage.id).await?;
     let (variables, altered) = if size.sealed_bytes <= STAGE_BYTES_MAX {
         let rows = storage::variables::newest_variables(db, &stage.id).await?;
         let by_name: BTreeMap<_, _> = rows
@@ -182,5 +187,6 @@ pub(crate) async fn load_environment(
         variables,
         altered,
         keys,
+        room: None,
     })
 }

@@ -165,7 +165,7 @@ impl Vault {
         }
         for (environment, _) in &stages {
             if let Some(environment) = environment {
-                self.core().cache.forget_stage(&environment.facts.stage);
+                self.core().cache.forget_past_stage(&environment.stage);
             }
         }
         Ok(None)
@@ -367,7 +367,8 @@ impl Change for ReadForPodInGroup {
             let found = storage::projects::stage_by_id(&mut work.db, stage).await?;
             let stored = match found {
                 Some(row) => {
-                    let environment = load_environment(&mut work.db, row).await?;
+                    let size = storage::variables::stage_size(&mut work.db, stage).await?;
+                    let environment = load_environment(&mut work.db, row, size).await?;
                     let fetched = if environment.variables.is_none() {
                         storage::variables::newest_variables(&mut work.db, stage).await?
                     } else {

@@ -406,12 +406,10 @@ impl Vault {
             answer,
         } = request.judge(core, &environment, &fetched);
         if event.is_none() && answer.is_err() {
-            if from_memory && core.database.is_shared() {
-                // Another replica may have written it since.
-                core.cache.forget_stage(&environment.facts.stage);
+            // Nothing is recorded that would hold the stage and the credential against the database.
+            if from_memory && !self.is_current(&environment).await? {
                 return Ok(None);
             }
-            // Nothing is recorded that would hold the credential against the database.
             if let Some(refusal) = self.ended(token).await? {
                 return Err(self.refuse(request, refusal).await?);
             }
@@ -433,7 +431,7 @@ impl Vault {
                 Ok(Some(answer))
             }
             Recorded::StageChanged => {
-                core.cache.forget_stage(&environment.facts.stage);
+                core.cache.forget_past_stage(&environment.stage);
                 Ok(None)
             }
             Recorded::CredentialEnded => {
@@ -679,7 +677,8 @@ impl Change for ReadInGroup {
             public,
             answer,
         } = if token_held {
-            let environment = load_environment(&mut work.db, stage).await?;
+            let size = storage::variables::stage_size(&mut work.db, &stage.id).await?;
+            let environment = load_environment(&mut work.db, stage, size).await?;
             let fetched = request.fetch(&mut work.db, &environment).await?;
             request.judge(&self.core, &environment, &fetched)
         } else {

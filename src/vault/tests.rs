@@ -19,6 +19,7 @@ mod credentials;
 mod databases;
 mod declarations;
 mod keys;
+mod memory;
 mod pods;
 mod projects;
 mod replicas;

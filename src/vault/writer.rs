@@ -510,7 +510,7 @@ impl Writer {
         begins_late: bool,
     ) -> Result<Done, storage::Error> {
         self.bound_known();
-        let due = self.refusals.due(work.now_ms, self.is_closing);
+        let (mut tally, due) = self.refusals.begin(work.now_ms, self.is_closing);
         let mut heads = self.lock_heads(work, group, &due).await?;
         let verdicts = self.verdicts(work, group).await?;
         let mut changed = false;
@@ -548,7 +548,8 @@ impl Writer {
         let mut rows = Vec::with_capacity(verdicts.len() + events.len());
         let mut touched = BTreeSet::new();
         for (chain, event) in recorded.chain(events).chain(due) {
-            if !self.refusals.admit(&chain, &event, work.now_ms) {
+            let now = work.now_ms;
+            if !self.refusals.admit(&mut tally, &chain, &event, now) {
                 continue;
             }
             if !heads.contains_key(&chain) {
@@ -581,7 +582,7 @@ impl Writer {
         count(work, &mut batch, group, &verdicts).await?;
         batch.commit();
         work.db.run_batch(batch).await?;
-        self.refusals.settle(work.now_ms);
+        self.refusals.settle(tally, work.now_ms);
         Ok(Done {
             verdicts,
             heads,
