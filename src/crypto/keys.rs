@@ -283,8 +283,17 @@ impl TokenKey {
     }
 
     /// The MAC over what stands beside a token's MAC (role, scope, end …), so that an altered row is no credential.
-    pub(crate) fn derive_row_seal(&self, fields: &[&[u8]]) -> [u8; MAC_BYTES] {
-        let mut row = b"barekey/token-row/v1".to_vec();
+    pub(crate) fn derive_token_seal(&self, fields: &[&[u8]]) -> [u8; MAC_BYTES] {
+        self.derive_row_seal(b"barekey/token-row/v1", fields)
+    }
+
+    /// The MAC over whose a stage is and how it is protected, so that one that was moved or altered gives nothing.
+    pub(crate) fn derive_stage_seal(&self, fields: &[&[u8]]) -> [u8; MAC_BYTES] {
+        self.derive_row_seal(b"barekey/stage-row/v1", fields)
+    }
+
+    fn derive_row_seal(&self, purpose: &[u8], fields: &[&[u8]]) -> [u8; MAC_BYTES] {
+        let mut row = purpose.to_vec();
         for field in fields {
             push_field(&mut row, field);
         }

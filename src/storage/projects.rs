@@ -59,6 +59,8 @@ pub(crate) struct StageRow {
     pub(crate) variables: i64,
     /// The slug of its project.
     pub(crate) project_slug: ProjectSlug,
+    /// The seal over whose it is and how it is protected.
+    pub(crate) seal: Vec<u8>,
 }
 
 /// One access entry: one service account, and one name, pattern or `*`.
@@ -117,9 +119,9 @@ fn project(row: &Row) -> Result<ProjectRow, Error> {
 macro_rules! select_stages {
     ($which:literal) => {
         concat!(
-            "SELECT s.id, s.project_id, s.organization_id, s.slug, s.name, s.is_default, s.protected, s.namespace,
+            "SELECT s.id, s.project_id, p.organization_id, s.slug, s.name, s.is_default, s.protected, s.namespace,
                     s.resource, s.revision, s.epoch, s.created_at, s.updated_at,
-                    (SELECT COUNT(*) FROM variables v WHERE v.stage_id = s.id AND v.deleted_at IS NULL), p.slug
+                    (SELECT COUNT(*) FROM variables v WHERE v.stage_id = s.id AND v.deleted_at IS NULL), p.slug, s.seal
                FROM stages s JOIN projects p ON p.id = s.project_id ",
             $which
         )
@@ -143,6 +145,7 @@ fn stage(row: &Row) -> Result<StageRow, Error> {
         updated_at: row.integer(12)?,
         variables: row.integer(13)?,
         project_slug: row.parsed(14)?,
+        seal: row.bytes(15)?.to_vec(),
     })
 }
 
@@ -324,8 +327,8 @@ pub(crate) async fn insert_stage(db: &mut Connection, stage: &StageRow) -> Resul
     let inserted = db
         .execute(
             "INSERT INTO stages (id, project_id, organization_id, slug, name, is_default, protected, custody, namespace,
-                                 resource, revision, epoch, created_at, updated_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, 'managed', $8, $9, $10, $11, $12, $13)
+                                 resource, revision, epoch, seal, created_at, updated_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, 'managed', $8, $9, $10, $11, $12, $13, $14)
                  ON CONFLICT DO NOTHING",
             cells![
                 stage.id.as_str(),
@@ -339,6 +342,7 @@ pub(crate) async fn insert_stage(db: &mut Connection, stage: &StageRow) -> Resul
                 stage.resource.as_ref().map(ObjectName::as_str),
                 stage.revision,
                 stage.epoch,
+                stage.seal.as_slice(),
                 stage.created_at,
                 stage.updated_at
             ],
@@ -378,16 +382,16 @@ pub(crate) async fn raise_epoch(
     Ok(raised == 1)
 }
 
-/// Sets who declares a stage, and whether it is protected.
-pub(crate) async fn update_stage(
-    db: &mut Connection,
-    stage: &StageId,
-    protected: bool,
-    resource: Option<&ObjectName>,
-) -> Result<(), Error> {
+/// Stores who declares a stage, and whether it is protected, with the seal over that.
+pub(crate) async fn update_stage(db: &mut Connection, stage: &StageRow) -> Result<(), Error> {
     db.execute(
-        "UPDATE stages SET protected = $2, resource = $3 WHERE id = $1",
-        cells![stage.as_str(), protected, resource.map(ObjectName::as_str)],
+        "UPDATE stages SET protected = $2, resource = $3, seal = $4 WHERE id = $1",
+        cells![
+            stage.id.as_str(),
+            stage.protected,
+            stage.resource.as_ref().map(ObjectName::as_str),
+            stage.seal.as_slice()
+        ],
     )
     .await
     .map(drop)

@@ -2,9 +2,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::access_entries::access_text;
+use super::credentials::{derive_row_seal, describe};
+use super::environments::is_sealed;
 use super::projects::{owner_text, stage_text};
 use super::records::{INSTALLATION_CHAIN, derive_mac};
-use super::{Unavailable, Vault};
+use super::{Core, Unavailable, Vault};
 use crate::crypto::keys::{derive_digest_hex, derive_hex, same_mac};
 use crate::domain::audit::Action;
 use crate::domain::names::OrganizationId;
@@ -116,7 +118,8 @@ impl Vault {
                             .find(|row| row.id == organization);
                         compare_organization(&organization, row, &told, &mut report.findings);
                     }
-                    compare_rows(db, &organization, told, &mut report.findings).await?;
+                    compare_rows(self.core(), db, &organization, told, &mut report.findings)
+                        .await?;
                 }
                 Err(_) => report
                     .findings
@@ -372,6 +375,7 @@ fn compare_organization(
 
 /// Holds what the records say against the rows of an organization.
 async fn compare_rows(
+    core: &Core,
     db: &mut Connection,
     organization: &OrganizationId,
     mut told: Told,
@@ -404,6 +408,11 @@ async fn compare_rows(
     for stage in stages.whole {
         let place = (stage.project_slug.to_string(), stage.slug.to_string());
         let named = format!("stage {}/{}", place.0, place.1);
+        if !is_sealed(core, &stage) {
+            findings.push(format!(
+                "{named}: its row was altered, or moved from elsewhere"
+            ));
+        }
         match told.stages.remove(&place) {
             None => findings.push(format!("{named}: no record says that it was made")),
             Some(text) => {
@@ -464,8 +473,11 @@ async fn compare_rows(
         let named = format!("token {}", token.id);
         match told.tokens.remove(token.id.as_str()) {
             None => findings.push(format!("{named}: no record says that it was made")),
-            Some((text, _)) if text != super::credentials::describe(&token) => {
+            Some((text, _)) if text != describe(&token) => {
                 findings.push(format!("{named}: it is not what its record says ({text})"));
+            }
+            Some(_) if !same_mac(&derive_row_seal(&core.token_key, &token), &token.seal) => {
+                findings.push(format!("{named}: its row was altered"));
             }
             Some((_, revoked)) if revoked != token.revoked_at.is_some() => findings.push(format!(
                 "{named}: whether it is revoked is not what its newest record says"

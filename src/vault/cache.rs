@@ -35,6 +35,8 @@ pub(crate) struct Environment {
     pub(crate) stage: StageRow,
     /// What decides about it.
     pub(crate) facts: StageFacts,
+    /// Whether its row is as this program wrote it.
+    pub(crate) sealed: bool,
     /// Who may read it from inside a cluster.
     pub(crate) grants: Vec<AccessGrant>,
     /// The newest version of every variable, sealed; `None` when they are too many bytes to hold.

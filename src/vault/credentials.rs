@@ -123,8 +123,9 @@ pub(crate) fn derive_row_seal(key: &TokenKey, row: &TokenRow) -> Vec<u8> {
     let number = |value: Option<i64>| value.map(|value| value.to_string()).unwrap_or_default();
     let (expires, revoked) = (number(row.expires_at), number(row.revoked_at));
     let epoch = row.epoch.to_string();
-    key.derive_row_seal(&[
+    key.derive_token_seal(&[
         row.id.as_str().as_bytes(),
+        row.name.as_bytes(),
         row.organization.as_str().as_bytes(),
         row.role.as_str().as_bytes(),
         row.project

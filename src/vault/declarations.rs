@@ -5,6 +5,7 @@ mod deletion;
 use std::sync::Arc;
 
 use super::access_entries::{access_rows, access_text};
+use super::environments::{derive_stage_seal, is_sealed};
 use super::projects::{NewProject, make_project, make_stage, new_stage, stage_text};
 use super::records::Chain;
 use super::writer::{Change, Verdict, Work};
@@ -113,6 +114,7 @@ impl Vault {
         }
         drop(db);
         let change = DeclareStage {
+            core: Arc::clone(&self.0.core),
             organization,
             declaration: declaration.clone(),
         };
@@ -308,6 +310,7 @@ impl Change for DeclareProject {
 }
 
 struct DeclareStage {
+    core: Arc<Core>,
     organization: OrganizationId,
     declaration: StageDeclaration,
 }
@@ -344,6 +347,12 @@ impl DeclareStage {
         )
         .await?;
         if let Some(stage) = found {
+            // It is sealed anew below: what was altered must not become what was meant.
+            if !is_sealed(&self.core, &stage) {
+                return Err(storage::Error::Unexpected {
+                    what: format!("the row of stage {} was altered", stage.id),
+                });
+            }
             return Ok(check_stage(declaration, &stage).map(|()| stage));
         }
         let project = storage::projects::project_by_slug(
@@ -372,12 +381,12 @@ impl DeclareStage {
             ..new_stage(&project, slug, declaration.slug.as_str(), work.now_ms)?
         };
         let actor = controller(&declaration.namespace, &declaration.resource);
-        if !make_stage(work, &actor, &controller_origin(), &stage).await? {
-            return Err(storage::Error::Unexpected {
+        make_stage(&self.core, work, &actor, &controller_origin(), stage)
+            .await?
+            .map(Ok)
+            .ok_or_else(|| storage::Error::Unexpected {
                 what: "a stage that is there and is not".to_owned(),
-            });
-        }
-        Ok(Ok(stage))
+            })
     }
 }
 
@@ -399,11 +408,13 @@ impl Change for DeclareStage {
         let protected = declaration.protected.unwrap_or(stage.protected);
         let adopted = stage.resource.as_ref() != Some(&declaration.resource);
         if protected != stage.protected || adopted {
-            let resource = Some(&declaration.resource);
-            storage::projects::update_stage(&mut work.db, &stage.id, protected, resource).await?;
+            stage.protected = protected;
+            stage.resource = Some(declaration.resource.clone());
+            stage.seal = derive_stage_seal(&self.core.token_key, &stage);
+            storage::projects::update_stage(&mut work.db, &stage).await?;
+            let resource = stage.resource.as_ref();
             let detail = stage_text(protected, stage.namespace.as_ref(), resource);
             work.events.push(self.event(Action::StageChanged, detail));
-            stage.protected = protected;
         }
         let wanted = access_rows(&declaration.access);
         if storage::projects::access_entries(&mut work.db, &stage.id).await? != wanted {

@@ -8,9 +8,9 @@ use super::loads::Loads;
 use super::variables::Target;
 use super::{Core, Unavailable, Vault};
 use crate::crypto::envelope::ValuePlace;
-use crate::crypto::keys::DataKey;
+use crate::crypto::keys::{DataKey, TokenKey, same_mac};
 use crate::domain::access::{StageFacts, TokenCaller};
-use crate::domain::names::{LineageId, StageId};
+use crate::domain::names::{LineageId, Namespace, ObjectName, StageId};
 use crate::domain::plaintext::Plaintext;
 use crate::domain::variable::Arm;
 use crate::storage;
@@ -23,6 +23,7 @@ pub(crate) struct Opener<'a> {
     core: &'a Core,
     facts: &'a StageFacts,
     keys: &'a [DataKeyRow],
+    sealed: bool,
     unwrapped: HashMap<(&'a LineageId, i64), DataKey>,
 }
 
@@ -36,12 +37,16 @@ impl<'a> Opener<'a> {
             core,
             facts: &environment.facts,
             keys: &environment.keys,
+            sealed: environment.sealed,
             unwrapped: HashMap::new(),
         }
     }
 
     /// The value of a row.
     pub(crate) fn open(&mut self, row: &VariableRow) -> Result<Plaintext, Unopened> {
+        if !self.sealed {
+            return Err(Unopened);
+        }
         let stored = self
             .keys
             .iter()
@@ -89,6 +94,32 @@ pub(crate) fn facts_of(stage: &StageRow) -> StageFacts {
         stage: stage.id.clone(),
         protected: stage.protected,
     }
+}
+
+/// The seal over whose a stage is and how it is protected. A row without it was altered, or moved to where its reader is.
+pub(crate) fn derive_stage_seal(key: &TokenKey, stage: &StageRow) -> Vec<u8> {
+    let namespace = stage.namespace.as_ref().map_or("", Namespace::as_str);
+    let resource = stage.resource.as_ref().map_or("", ObjectName::as_str);
+    key.derive_stage_seal(&[
+        stage.id.as_str().as_bytes(),
+        stage.slug.as_str().as_bytes(),
+        stage.project.as_str().as_bytes(),
+        stage.project_slug.as_str().as_bytes(),
+        stage.organization.as_str().as_bytes(),
+        if stage.protected {
+            b"protected"
+        } else {
+            b"open"
+        },
+        namespace.as_bytes(),
+        resource.as_bytes(),
+    ])
+    .to_vec()
+}
+
+/// Whether a stage's row is as this program wrote it.
+pub(crate) fn is_sealed(core: &Core, stage: &StageRow) -> bool {
+    same_mac(&derive_stage_seal(&core.token_key, stage), &stage.seal)
 }
 
 impl Vault {
@@ -160,6 +191,7 @@ impl Vault {
 /// Everything that a read of a stage needs, as it is stored. The stage's row, with its epoch, was read before the rest: what
 /// changed in between is found by that epoch when the read is recorded.
 pub(crate) async fn load_environment(
+    core: &Core,
     db: &mut Connection,
     stage: StageRow,
     size: StageSize,
@@ -182,6 +214,7 @@ pub(crate) async fn load_environment(
         .whole_or_told("data key");
     Ok(Environment {
         facts: facts_of(&stage),
+        sealed: is_sealed(core, &stage),
         stage,
         grants,
         variables,

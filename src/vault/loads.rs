@@ -9,7 +9,7 @@ use futures::future::{BoxFuture, Shared, WeakShared};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::cache::{Environment, bytes_at_most};
-use super::environments::load_environment;
+use super::environments::{is_sealed, load_environment};
 use super::{Core, Unavailable};
 use crate::domain::names::StageId;
 use crate::storage;
@@ -70,7 +70,12 @@ impl Default for Loads {
 impl Loads {
     /// The stage of a row that was just read, with everything that reading it needs: as memory holds it, if it is the same,
     /// or out of a load. One that is under way will do when it began at the same epoch: nothing was changed in between.
+    ///
+    /// A row that was altered is neither of them: it may have been moved to where its reader is without a change of its epoch.
     pub(crate) async fn environment(core: &Arc<Core>, stage: StageRow) -> Loaded {
+        if !is_sealed(core, &stage) {
+            return load(Arc::clone(core), stage).await;
+        }
         let held = core.cache.environment_by_id(&stage.id);
         if let Some(held) = held.filter(|held| held.stage.epoch == stage.epoch) {
             return Ok(held);
@@ -122,11 +127,13 @@ async fn load(core: Arc<Core>, stage: StageRow) -> Loaded {
     drop(db);
     let mut room = core.loads.room(bytes_at_most(size)).await?;
     let mut db = core.database.reader().await?;
-    let mut environment = load_environment(&mut db, stage, size).await?;
+    let mut environment = load_environment(&core, &mut db, stage, size).await?;
     drop(db);
     environment.room = Some(room.split(environment.bytes()).unwrap_or(room));
     let environment = Arc::new(environment);
-    core.cache.hold_environment(Arc::clone(&environment));
+    if environment.sealed {
+        core.cache.hold_environment(Arc::clone(&environment));
+    }
     Ok(environment)
 }
 

@@ -368,7 +368,7 @@ impl Change for ReadForPodInGroup {
             let stored = match found {
                 Some(row) => {
                     let size = storage::variables::stage_size(&mut work.db, stage).await?;
-                    let environment = load_environment(&mut work.db, row, size).await?;
+                    let environment = load_environment(&self.core, &mut work.db, row, size).await?;
                     let fetched = if environment.variables.is_none() {
                         storage::variables::newest_variables(&mut work.db, stage).await?
                     } else {

@@ -279,6 +279,7 @@ impl Vault {
             }
         };
         let change = CreateStage {
+            core: Arc::clone(&self.0.core),
             caller: caller.clone(),
             token: token.clone(),
             origin: origin.clone(),

@@ -678,7 +678,7 @@ impl Change for ReadInGroup {
             answer,
         } = if token_held {
             let size = storage::variables::stage_size(&mut work.db, &stage.id).await?;
-            let environment = load_environment(&mut work.db, stage, size).await?;
+            let environment = load_environment(&self.core, &mut work.db, stage, size).await?;
             let fetched = request.fetch(&mut work.db, &environment).await?;
             request.judge(&self.core, &environment, &fetched)
         } else {

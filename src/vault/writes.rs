@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use super::cache::STAGE_BYTES_MAX;
-use super::environments::{facts_of, place};
+use super::environments::{facts_of, is_sealed, place};
 use super::projects::organization_of;
 use super::reads::{chain_of, refusal_for_absent, refused_names, stage_event};
 use super::records::Chain;
@@ -249,6 +249,9 @@ impl Change for WriteVariables {
             .is_none_or(|(_, epoch)| *epoch != self.token.epoch)
         {
             return Ok(self.refused(work, Refusal::CredentialEnded));
+        }
+        if !is_sealed(&self.core, &stage) {
+            return Ok(self.altered(work));
         }
         let facts = facts_of(&stage);
         if let Err(refusal) = may_write(&self.caller, &facts) {

@@ -12,6 +12,7 @@ use crate::domain::names::{
 };
 use crate::storage;
 use crate::storage::projects::{DataKeyRow, ProjectRow, StageRow};
+use crate::vault::environments::derive_stage_seal;
 use crate::vault::records::Chain;
 use crate::vault::writer::{Change, Verdict, Work};
 use crate::vault::{Core, make_id, no_random};
@@ -98,7 +99,7 @@ pub(crate) async fn make_project(
             namespace: namespace.clone(),
             ..new_stage(&project, slug, name, now)?
         };
-        make_stage(work, actor, origin, &stage).await?;
+        make_stage(core, work, actor, origin, stage).await?;
     }
     Ok(Some(project))
 }
@@ -126,18 +127,21 @@ pub(crate) fn new_stage(
         updated_at: now_ms,
         variables: 0,
         project_slug: project.slug.clone(),
+        seal: Vec::new(),
     })
 }
 
-/// Makes a stage; `false` when the slug is taken. Audited.
+/// Makes a stage and seals its row; `None` when the slug is taken. Audited.
 pub(crate) async fn make_stage(
+    core: &Core,
     work: &mut Work,
     actor: &Actor,
     origin: &Origin,
-    stage: &StageRow,
-) -> Result<bool, storage::Error> {
-    if !storage::projects::insert_stage(&mut work.db, stage).await? {
-        return Ok(false);
+    mut stage: StageRow,
+) -> Result<Option<StageRow>, storage::Error> {
+    stage.seal = derive_stage_seal(&core.token_key, &stage);
+    if !storage::projects::insert_stage(&mut work.db, &stage).await? {
+        return Ok(None);
     }
     let event = AuditEvent {
         action: Action::StageCreated,
@@ -155,7 +159,7 @@ pub(crate) async fn make_stage(
     };
     work.events
         .push((Chain::Organization(stage.organization.clone()), event));
-    Ok(true)
+    Ok(Some(stage))
 }
 
 /// Who owns something, for the audit trail, which is held against the row when the trail is verified.
@@ -242,6 +246,7 @@ impl Change for CreateProject {
 }
 
 pub(super) struct CreateStage {
+    pub(super) core: Arc<Core>,
     pub(super) caller: Caller,
     pub(super) token: TokenCaller,
     pub(super) origin: Origin,
@@ -303,7 +308,8 @@ impl Change for CreateStage {
         for slug in candidates {
             last = slug.to_string();
             let stage = new_stage(&project, slug, self.name.as_str(), work.now_ms)?;
-            if make_stage(work, &self.caller.actor(), &self.origin, &stage).await? {
+            let (core, actor) = (&self.core, self.caller.actor());
+            if let Some(stage) = make_stage(core, work, &actor, &self.origin, stage).await? {
                 return Ok(Verdict::Keep(Ok(stage_of(stage))));
             }
         }

@@ -10,6 +10,8 @@ on_both_databases!(
     a_name_that_is_none_is_found_and_others_are_served,
     an_altered_token_is_no_credential_and_others_are_revoked_beside_it,
     an_altered_stage_or_project_is_named_and_others_are_listed,
+    a_stage_that_was_moved_or_unprotected_gives_nothing_and_takes_nothing,
+    a_token_that_was_renamed_is_no_credential,
     an_altered_access_entry_takes_no_reader_from_its_stage,
     an_altered_data_key_refuses_reads_and_writes_and_both_are_recorded,
 );
@@ -277,4 +279,65 @@ async fn an_altered_data_key_refuses_reads_and_writes_and_both_are_recorded(plac
     assert_eq!(rows[1].text(0).unwrap(), "A\nNEW");
     assert!(rows[1].text(1).unwrap().contains("data key"));
     assert_eq!(listed(&acme).await, ["A", "B"]);
+}
+
+async fn a_stage_that_was_moved_or_unprotected_gives_nothing_and_takes_nothing(place: Place) {
+    let acme = shop(&place).await;
+    let bootstrapped = acme
+        .vault
+        .bootstrap(&origin(), &"evil".parse().unwrap())
+        .await;
+    let evil = known(&acme.vault, &bootstrapped.unwrap().1).await;
+    let developer = acme.caller(Role::Developer, None, None).await;
+    acme.write("production", vec![entry("A", "precious")])
+        .await
+        .unwrap();
+    let cases = [
+        (
+            &evil,
+            "development",
+            "UPDATE projects SET organization_id = (SELECT id FROM organizations WHERE slug = 'evil')",
+            "UPDATE projects SET organization_id = (SELECT id FROM organizations WHERE slug = 'acme')",
+        ),
+        (
+            &developer,
+            "production",
+            "UPDATE stages SET protected = 0 WHERE slug = 'production'",
+            "UPDATE stages SET protected = 1 WHERE slug = 'production'",
+        ),
+    ];
+    for (at, (caller, stage, alter, put_back)) in cases.into_iter().enumerate() {
+        acme.tamper(alter).await;
+        let refused = read(&acme.vault, caller, stage, "A").await;
+        assert!(
+            matches!(&refused, Err(ReadError::Altered { name }) if name == "A"),
+            "{alter}: {refused:?}"
+        );
+        assert_eq!(acme.count("envelope.refused").await, at * 2 + 1);
+        let write = upsert(vec![entry("A", "planted")]);
+        let place = target("shop", stage);
+        let refused = acme.vault.write(caller, &origin(), &place, write).await;
+        assert!(matches!(refused, Err(WriteError::Altered { .. })));
+        assert_eq!(acme.count("envelope.refused").await, at * 2 + 2);
+        let named = format!("stage shop/{stage}: its row was altered, or moved from elsewhere");
+        assert!(acme.findings().await.contains(&named), "{alter}");
+        acme.tamper(put_back).await;
+        assert_eq!(acme.findings().await, Vec::<String>::new(), "{put_back}");
+    }
+    assert_eq!(acme.read("development", "A").await.unwrap(), "x");
+    assert_eq!(acme.read("production", "A").await.unwrap(), "precious");
+}
+
+async fn a_token_that_was_renamed_is_no_credential(place: Place) {
+    let acme = shop(&place).await;
+    let token = acme.token(Role::Viewer, None, None).await;
+    acme.tamper("UPDATE api_tokens SET name = 'alice (owner)' WHERE name = 'ci'")
+        .await;
+    let refused = acme
+        .vault
+        .authenticate(&presented(text(&token.token)))
+        .await;
+    assert!(matches!(refused, Err(AuthenticateError::Unknown)));
+    let named = format!("token {}: its row was altered", token.id);
+    assert_eq!(acme.findings().await, [named]);
 }

@@ -38,7 +38,8 @@ CREATE TABLE projects (
     UNIQUE (organization_id, slug)
 );
 
--- `revision` is raised by every change of the variables, `epoch` by every change that a read relies on.
+-- `revision` is raised by every change of the variables, `epoch` by every change that a read relies on; `seal` covers whose
+-- stage it is and how it is protected, so that one that was moved or altered gives nothing.
 CREATE TABLE stages (
     id TEXT COLLATE "C" PRIMARY KEY,
     project_id TEXT COLLATE "C" NOT NULL REFERENCES projects (id) ON DELETE RESTRICT,
@@ -52,6 +53,7 @@ CREATE TABLE stages (
     resource TEXT COLLATE "C",
     revision BIGINT NOT NULL,
     epoch BIGINT NOT NULL,
+    seal BYTEA NOT NULL,
     created_at BIGINT NOT NULL,
     updated_at BIGINT NOT NULL,
     UNIQUE (project_id, slug)

@@ -38,7 +38,8 @@ CREATE TABLE projects (
     UNIQUE (organization_id, slug)
 ) STRICT;
 
--- `revision` is raised by every change of the variables, `epoch` by every change that a read relies on.
+-- `revision` is raised by every change of the variables, `epoch` by every change that a read relies on; `seal` covers whose
+-- stage it is and how it is protected, so that one that was moved or altered gives nothing.
 CREATE TABLE stages (
     id TEXT PRIMARY KEY,
     project_id TEXT NOT NULL REFERENCES projects (id) ON DELETE RESTRICT,
@@ -52,6 +53,7 @@ CREATE TABLE stages (
     resource TEXT,
     revision INTEGER NOT NULL,
     epoch INTEGER NOT NULL,
+    seal BLOB NOT NULL,
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,
     UNIQUE (project_id, slug)
