@@ -174,7 +174,7 @@ pub(crate) fn insert_records(batch: &mut Batch, records: Vec<RecordRow>) {
     );
 }
 
-/// The next records of a chain after `sequence`, at most 1,000, in order.
+/// The next records of a chain after `sequence`, in order: at most 32, since one may hold the names of a whole stage.
 pub(crate) async fn records_after(
     db: &mut Connection,
     chain: &str,
@@ -186,7 +186,7 @@ pub(crate) async fn records_after(
            FROM audit_records
           WHERE chain = $1 AND sequence > $2
           ORDER BY sequence
-          LIMIT 1000",
+          LIMIT 32",
         cells![chain, sequence],
     )
     .await?
