@@ -59,7 +59,7 @@ pub(super) fn run(command: EnvCommand, target: &Target, output: &Output) -> Resu
             visibility,
         } => {
             let (project_slug, stage_slug) = (target.project()?, target.stage()?);
-            let client = target.client(output)?;
+            let client = target.client()?;
             let value = match (value, value_file) {
                 (Some(value), _) => {
                     output.warn(
@@ -89,7 +89,7 @@ pub(super) fn run(command: EnvCommand, target: &Target, output: &Output) -> Resu
         }
         EnvCommand::Get { name } => {
             let (project_slug, stage_slug) = (target.project()?, target.stage()?);
-            let client = target.client(output)?;
+            let client = target.client()?;
             let evaluated = wait(client.evaluate(&EvaluateRequest {
                 org_slug: target.organization(),
                 project_slug,
@@ -107,7 +107,7 @@ pub(super) fn run(command: EnvCommand, target: &Target, output: &Output) -> Resu
         }
         EnvCommand::List => {
             let (project_slug, stage_slug) = (target.project()?, target.stage()?);
-            let listed = wait(target.client(output)?.list(&ListRequest {
+            let listed = wait(target.client()?.list(&ListRequest {
                 org_slug: target.organization(),
                 project_slug,
                 stage_slug,

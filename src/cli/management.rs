@@ -43,7 +43,7 @@ pub(super) fn run_project(
     target: &Target,
     output: &Output,
 ) -> Result<(), CliError> {
-    let client = target.client(output)?;
+    let client = target.client()?;
     let org_slug = target.organization();
     match command {
         ProjectCommand::List => {
@@ -86,7 +86,7 @@ pub(super) fn run_stage(
     output: &Output,
 ) -> Result<(), CliError> {
     let project_slug = target.project()?;
-    let client = target.client(output)?;
+    let client = target.client()?;
     let org_slug = target.organization();
     match command {
         StageCommand::List => {
@@ -130,7 +130,7 @@ pub(super) fn run_stage(
 
 /// `barekey whoami`.
 pub(super) fn whoami(target: &Target, output: &Output) -> Result<(), CliError> {
-    let session = wait(target.client(output)?.session())?;
+    let session = wait(target.client()?.session())?;
     output.answer(&session, described)
 }
 

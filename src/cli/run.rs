@@ -38,7 +38,7 @@ pub(super) fn run(
     hidden: Hidden,
 ) -> Result<(), CliError> {
     let (project_slug, stage_slug) = (target.project()?, target.stage()?);
-    let client = target.client(output)?;
+    let client = target.client()?;
     let program = command.command.first().map(OsString::as_os_str);
     // Before anything is fetched and recorded as read.
     process::find_program(

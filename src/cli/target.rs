@@ -7,7 +7,6 @@ use clap::Args;
 use zeroize::Zeroizing;
 
 use crate::cli::CliError;
-use crate::cli::output::Output;
 use crate::client::{Client, Credential, Endpoint, Patience, Trust};
 
 /// What the command calls itself to the server.
@@ -50,7 +49,7 @@ pub(super) struct Target {
         hide_env_values = true
     )]
     stage: Option<String>,
-    /// The server: https://HOST[:PORT], or http:// for one on this machine.
+    /// The server: https://HOST[:PORT], or http:// for one on this machine alone.
     #[arg(
         long,
         global = true,
@@ -95,7 +94,7 @@ impl Target {
     }
 
     /// A client of the server.
-    pub(super) fn client(&self, output: &Output) -> Result<Client, CliError> {
+    pub(super) fn client(&self) -> Result<Client, CliError> {
         let url = named(self.api_url.as_ref()).ok_or(CliError::NoTarget {
             what: "server",
             flag: "--api-url",
@@ -103,12 +102,6 @@ impl Target {
         })?;
         let endpoint = Endpoint::parse_url(&url)?;
         let token = token(|name| std::env::var(name).ok()).ok_or(CliError::NoToken)?;
-        if endpoint.exposes_values() {
-            output.warn(&format!(
-                "the connection to {} is not encrypted: everyone on its way sees the token and the values; use https://",
-                endpoint.authority()
-            ));
-        }
         let trust = match &self.ca_file {
             Some(file) if !file.as_os_str().is_empty() => Trust::File(file.clone()),
             _ => Trust::Machine,
@@ -159,7 +152,7 @@ mod tests {
             "no stage is named: give --stage or set BAREKEY_STAGE"
         );
         assert_eq!(target().organization(), None);
-        let no_server = target().client(&Output { json: false }).err().unwrap();
+        let no_server = target().client().err().unwrap();
         assert_eq!(
             no_server.to_string(),
             "no server is named: give --api-url or set BAREKEY_API_URL"

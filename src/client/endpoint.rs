@@ -6,12 +6,23 @@ use hyper::Uri;
 
 /// Why a text is not the address of a server.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{url:?} is not the address of a server: use https://HOST[:PORT], or http:// for one on this machine"
-)]
-pub struct EndpointError {
-    /// The text.
-    pub url: String,
+pub enum EndpointError {
+    /// It is no URL of a server.
+    #[error(
+        "{url:?} is not the address of a server: use https://HOST[:PORT], or http:// for one on this machine"
+    )]
+    NoServer {
+        /// The text.
+        url: String,
+    },
+    /// Everyone on the way to that server would see the token and the values.
+    #[error(
+        "{authority} is not on this machine, and http:// would send the token and the values there for everyone on the way to see: use https://"
+    )]
+    InTheClear {
+        /// `HOST:PORT`.
+        authority: String,
+    },
 }
 
 /// Where the server is.
@@ -29,12 +40,12 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The server of a URL: `https://HOST[:PORT][/BASE]`, or `http://…` for a connection that is not encrypted.
+    /// The server of a URL: `https://HOST[:PORT][/BASE]`, or `http://…` for a connection to this machine that is not encrypted.
     ///
     /// # Errors
     /// [`EndpointError`] for anything else.
     pub fn parse_url(url: &str) -> Result<Self, EndpointError> {
-        let bad = || EndpointError {
+        let bad = || EndpointError::NoServer {
             url: url.chars().take(256).collect(),
         };
         let uri: Uri = url.trim().parse().map_err(|_| bad())?;
@@ -47,20 +58,41 @@ impl Endpoint {
         if authority.as_str().contains('@') || uri.query().is_some() {
             return Err(bad());
         }
-        let host = authority
-            .host()
-            .trim_start_matches('[')
-            .trim_end_matches(']');
+        let bracketed = authority.host();
+        let host = bracketed.trim_start_matches('[').trim_end_matches(']');
         if host.is_empty() {
             return Err(bad());
         }
-        Ok(Self {
+        // A port that is none must not become another one: the token would go there.
+        let port = match authority.as_str().strip_prefix(bracketed) {
+            Some("") => {
+                if plain {
+                    80
+                } else {
+                    443
+                }
+            }
+            Some(port) => port
+                .strip_prefix(':')
+                .filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
+                .and_then(|port| port.parse().ok())
+                .filter(|port| *port != 0)
+                .ok_or_else(bad)?,
+            None => return Err(bad()),
+        };
+        let endpoint = Self {
             host: host.to_owned(),
-            port: authority.port_u16().unwrap_or(if plain { 80 } else { 443 }),
+            port,
             addresses: Vec::new(),
             plain,
             base: uri.path().trim_end_matches('/').to_owned(),
-        })
+        };
+        if endpoint.plain && !endpoint.is_on_this_machine() {
+            return Err(EndpointError::InTheClear {
+                authority: endpoint.authority(),
+            });
+        }
+        Ok(endpoint)
     }
 
     /// A Service: its addresses are tried first, then its name is looked up.
@@ -74,14 +106,12 @@ impl Endpoint {
         }
     }
 
-    /// Whether values would travel in the clear to another machine.
-    pub fn exposes_values(&self) -> bool {
-        let loopback = self.host == "localhost"
+    fn is_on_this_machine(&self) -> bool {
+        self.host.eq_ignore_ascii_case("localhost")
             || self
                 .host
                 .parse()
-                .is_ok_and(|address: IpAddr| address.is_loopback());
-        self.plain && !loopback
+                .is_ok_and(|address: IpAddr| address.is_loopback())
     }
 
     /// `HOST:PORT`, as it stands in messages and in the `Host` header.
@@ -100,42 +130,42 @@ mod tests {
 
     #[test]
     fn the_servers_of_urls_are_read() {
-        let server = |url: &str| {
+        for (url, authority, base, plain) in [
+            ("https://barekey.dev/", "barekey.dev:443", "", false),
+            ("https://h:8200/a/b/", "h:8200", "/a/b", false),
+            ("https://[::2]:65535", "[::2]:65535", "", false),
+            ("http://127.0.0.1:8200", "127.0.0.1:8200", "", true),
+            ("http://[::1]:8200", "[::1]:8200", "", true),
+            ("http://localhost", "localhost:80", "", true),
+        ] {
             let endpoint = Endpoint::parse_url(url).unwrap();
-            (
-                endpoint.authority(),
-                endpoint.base.clone(),
-                endpoint.plain,
-                endpoint.exposes_values(),
-            )
-        };
-        let expected = |authority: &str, base: &str, plain, exposes| {
-            (authority.to_owned(), base.to_owned(), plain, exposes)
-        };
-        assert_eq!(
-            server("https://barekey.dev/"),
-            expected("barekey.dev:443", "", false, false)
-        );
-        assert_eq!(
-            server("https://h:8200/a/b/"),
-            expected("h:8200", "/a/b", false, false)
-        );
-        assert_eq!(
-            server("http://127.0.0.1:8200"),
-            expected("127.0.0.1:8200", "", true, false)
-        );
-        assert_eq!(
-            server("http://[::1]:8200"),
-            expected("[::1]:8200", "", true, false)
-        );
-        assert_eq!(
-            server("http://localhost"),
-            expected("localhost:80", "", true, false)
-        );
-        assert_eq!(
-            server("http://barekey.svc"),
-            expected("barekey.svc:80", "", true, true)
-        );
+            assert_eq!(
+                (
+                    endpoint.authority().as_str(),
+                    endpoint.base.as_str(),
+                    endpoint.plain
+                ),
+                (authority, base, plain),
+                "{url}"
+            );
+        }
+    }
+
+    #[test]
+    fn another_machine_is_spoken_to_over_tls_alone() {
+        for url in [
+            "http://barekey.svc",
+            "http://192.0.2.1:8200",
+            "http://[2001:db8::1]:8200",
+            "http://0.0.0.0:8200",
+            "http://localhost.example",
+        ] {
+            let refused = Endpoint::parse_url(url).unwrap_err();
+            assert!(
+                matches!(refused, EndpointError::InTheClear { .. }),
+                "{url}: {refused}"
+            );
+        }
     }
 
     #[test]
@@ -149,8 +179,21 @@ mod tests {
             "https://h?a=b",
             "//h",
             "/v1",
+            "http://127.0.0.1:82000",
+            "http://127.0.0.1:65536",
+            "https://h:0",
+            "https://h:",
+            "https://h:80x",
+            "https://h:+80",
+            "https://[::1]:65536",
         ] {
-            assert!(Endpoint::parse_url(bad).is_err(), "{bad:?}");
+            assert!(
+                matches!(
+                    Endpoint::parse_url(bad),
+                    Err(EndpointError::NoServer { .. })
+                ),
+                "{bad:?}"
+            );
         }
     }
 }

@@ -43,7 +43,15 @@ pub(super) fn every_command_says_what_it_was_not_told() {
     let foreign_url = person()
         .without("BAREKEY_API_URL")
         .and("BAREKEY_API_URL", "localhost:8200");
+    let in_the_clear = person()
+        .without("BAREKEY_API_URL")
+        .and("BAREKEY_API_URL", "http://192.0.2.1:8200");
     for command in COMMANDS {
+        let refusal = in_the_clear.does(command).refusal();
+        assert!(
+            refusal.contains("192.0.2.1:8200 is not on this machine"),
+            "{command:?}: {refusal}"
+        );
         for person in [&no_server, &empty_server] {
             let refusal = person.does(command).refusal();
             assert!(
