@@ -10,6 +10,7 @@ mod output;
 mod run;
 mod target;
 
+use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 
@@ -26,7 +27,7 @@ use target::Target;
 struct Arguments {
     #[command(flatten)]
     target: Target,
-    /// Print the API's answer as JSON, and errors as JSON on standard error.
+    /// Print the API's answer as JSON; warnings and the error, on standard error, as JSON too, one object a line.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -79,6 +80,10 @@ enum CliError {
     NotText { from: String },
     #[error("the value in {from} is longer than {bytes_max} bytes, which no server takes")]
     TooLong { from: String, bytes_max: usize },
+    #[error(
+        "the value in {from} is empty, and nothing was written: give --allow-empty if it is meant to be"
+    )]
+    Empty { from: String },
     #[error(transparent)]
     Become(#[from] BecomeError),
     #[error("cannot wait for the network")]
@@ -128,7 +133,7 @@ impl CliError {
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(usage) => return output::usage(&usage),
+        Err(usage) => return output::usage(&usage, asks_for_json(std::env::args_os())),
     };
     let output = Output {
         json: arguments.json,
@@ -147,6 +152,13 @@ pub fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Whether arguments that could not be read ask for JSON; what is behind `--` is another program's.
+fn asks_for_json(arguments: impl Iterator<Item = OsString>) -> bool {
+    arguments
+        .take_while(|word| word != "--")
+        .any(|word| word == "--json")
 }
 
 fn dispatch(arguments: Arguments, output: &Output, hidden: Hidden) -> Result<(), CliError> {
@@ -190,6 +202,7 @@ mod tests {
             "barekey env set NAME",
             "barekey env set NAME VALUE",
             "barekey env set NAME -- -VALUE",
+            "barekey env set NAME --allow-empty",
             "barekey env set NAME --value-file f --type int64 --visibility public",
             "barekey --json env get NAME --project p --stage s",
             "barekey env list --org o --project p --stage s --json",

@@ -19,7 +19,8 @@ use crate::protocol::environment::{
 pub(super) enum EnvCommand {
     /// Write a value, read from standard input: `printf %s "$VALUE" | barekey env set NAME`.
     ///
-    /// Of standard input one line break at the end is left out; a file is taken byte for byte.
+    /// Of standard input one line break at the end is left out; a file is taken byte for byte. An empty value is refused
+    /// unless --allow-empty asks for it.
     Set {
         /// The variable's name.
         name: String,
@@ -32,6 +33,9 @@ pub(super) enum EnvCommand {
         /// Keep the line break at the end of standard input.
         #[arg(long, conflicts_with_all = ["value", "value_file"])]
         keep_newline: bool,
+        /// Write an empty value too; without it that is taken for a value that got lost on its way.
+        #[arg(long)]
+        allow_empty: bool,
         /// string, boolean, int64, float, date or json; by default as it is, and string for a new variable.
         #[arg(long, value_name = "TYPE")]
         r#type: Option<DeclaredType>,
@@ -55,22 +59,26 @@ pub(super) fn run(command: EnvCommand, target: &Target, output: &Output) -> Resu
             value,
             value_file,
             keep_newline,
+            allow_empty,
             r#type,
             visibility,
         } => {
             let (project_slug, stage_slug) = (target.project()?, target.stage()?);
             let client = target.client()?;
-            let value = match (value, value_file) {
+            let (value, from) = match (value, value_file) {
                 (Some(value), _) => {
                     output.warn(
                         "a value in an argument is seen by everyone on this machine and stays in the shell's history; use \
                          standard input or --value-file",
                     );
-                    Value(value)
+                    (Value(value), "the argument".to_owned())
                 }
                 (None, Some(file)) => value_of_file(file)?,
                 (None, None) => value_of_stdin(&name, keep_newline, output)?,
             };
+            if value.0.is_empty() && !allow_empty {
+                return Err(CliError::Empty { from });
+            }
             let written = wait(client.write(&WriteRequest {
                 org_slug: target.organization(),
                 project_slug,
@@ -154,7 +162,7 @@ fn told(written: &WriteResponse) -> String {
     .concat()
 }
 
-fn value_of_file(file: PathBuf) -> Result<Value, CliError> {
+fn value_of_file(file: PathBuf) -> Result<(Value, String), CliError> {
     let from = file.display().to_string();
     let opened = File::open(&file).map_err(|source| CliError::ReadValue {
         from: from.clone(),
@@ -163,7 +171,11 @@ fn value_of_file(file: PathBuf) -> Result<Value, CliError> {
     read_value(opened, from, false)
 }
 
-fn value_of_stdin(name: &str, keep_newline: bool, output: &Output) -> Result<Value, CliError> {
+fn value_of_stdin(
+    name: &str,
+    keep_newline: bool,
+    output: &Output,
+) -> Result<(Value, String), CliError> {
     let stdin = io::stdin();
     if stdin.is_terminal() {
         output.prompt(name);
@@ -171,12 +183,12 @@ fn value_of_stdin(name: &str, keep_newline: bool, output: &Output) -> Result<Val
     read_value(stdin.lock(), "standard input".to_owned(), !keep_newline)
 }
 
-/// Reads a value to its end; with `one_line_break_less`, without the line break that ends it.
+/// Reads a value to its end; with `one_line_break_less`, without the line break that ends it. `from` comes back beside it.
 fn read_value(
     source: impl Read,
     from: String,
     one_line_break_less: bool,
-) -> Result<Value, CliError> {
+) -> Result<(Value, String), CliError> {
     let bytes_max = VALUE_BYTES_MAX_CEILING;
     // One more byte for a line break, one to see that there is more.
     let limit = u64::try_from(bytes_max)
@@ -193,7 +205,7 @@ fn read_value(
         return Err(CliError::TooLong { from, bytes_max });
     }
     match std::str::from_utf8(&bytes) {
-        Ok(text) => Ok(Value(text.to_owned())),
+        Ok(text) => Ok((Value(text.to_owned()), from)),
         Err(_) => Err(CliError::NotText { from }),
     }
 }
@@ -204,7 +216,7 @@ mod tests {
 
     fn read(bytes: &[u8], one_line_break_less: bool) -> Result<String, CliError> {
         read_value(bytes, "standard input".to_owned(), one_line_break_less)
-            .map(|value| value.0.clone())
+            .map(|(value, _)| value.0.clone())
     }
 
     #[test]

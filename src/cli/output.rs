@@ -43,7 +43,11 @@ impl Output {
 
     /// Something that is done all the same.
     pub(super) fn warn(&self, warning: &str) {
-        complain(&format!("barekey: warning: {warning}\n"));
+        if self.json {
+            complain_as_json(&serde_json::json!({"warning": {"message": warning}}));
+        } else {
+            complain(&format!("barekey: warning: {warning}\n"));
+        }
     }
 
     /// Asks for a value that will be typed.
@@ -63,10 +67,9 @@ impl Output {
                 }) => (code.as_str(), Some(request_id)),
                 _ => ("COMMAND_FAILED", None),
             };
-            let body = serde_json::json!({
+            complain_as_json(&serde_json::json!({
                 "error": {"code": code, "message": message, "requestId": request_id, "advice": error.advice()},
-            });
-            complain(&format!("{body}\n"));
+            }));
             return;
         }
         let mut text = format!("barekey: {message}\n");
@@ -78,7 +81,15 @@ impl Output {
 }
 
 /// The help, the version, or why the arguments are none.
-pub(super) fn usage(usage: &clap::Error) -> ExitCode {
+pub(super) fn usage(usage: &clap::Error, json: bool) -> ExitCode {
+    if usage.use_stderr() && json {
+        let text = usage.render().to_string();
+        let message = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+        complain_as_json(&serde_json::json!({
+            "error": {"code": "USAGE", "message": message, "requestId": null, "advice": null},
+        }));
+        return ExitCode::FAILURE;
+    }
     let printed = usage.print();
     if usage.use_stderr() || printed.is_err() {
         ExitCode::FAILURE
@@ -98,6 +109,11 @@ fn print(text: &str) -> Result<(), CliError> {
 /// Writes to standard error; there is nowhere to say that it is closed.
 fn complain(text: &str) {
     drop(io::stderr().write_all(text.as_bytes()));
+}
+
+/// One object on a line of its own.
+fn complain_as_json(body: &serde_json::Value) {
+    complain(&format!("{body}\n"));
 }
 
 /// Rows under a heading, in columns.

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Person;
 use crate::vault_alone::database::Engine;
@@ -25,7 +25,6 @@ pub(super) fn a_value_goes_in_by_stdin_or_a_file_and_comes_out_bare() {
     for (input, keep, stored) in [
         ("a\n\n", false, "a\n"),
         ("a\n", true, "a\n"),
-        ("", false, ""),
         ("Grüße \"\\\t\u{1F511}", false, "Grüße \"\\\t\u{1F511}"),
     ] {
         let set: &[&str] = if keep {
@@ -43,6 +42,20 @@ pub(super) fn a_value_goes_in_by_stdin_or_a_file_and_comes_out_bare() {
             "{input:?}"
         );
     }
+
+    // Nothing at all is taken for a value that got lost, and is written when it is asked for.
+    let before = person.does(&["env", "get", "KEY"]).printed();
+    let empty = shop.place.directory.join("empty");
+    fs::write(&empty, "").unwrap();
+    let empty_file = ["env", "set", "KEY", "--value-file", empty.to_str().unwrap()];
+    for (command, input) in [(&set[..], ""), (&set[..], "\n"), (&empty_file[..], "")] {
+        let refusal = person.types(command, input.as_bytes()).refusal();
+        assert!(refusal.contains("--allow-empty"), "{input:?}: {refusal}");
+    }
+    assert_eq!(person.does(&["env", "get", "KEY"]).printed(), before);
+    let emptied = person.types(&[&set[..], &["--allow-empty"]].concat(), b"");
+    assert_eq!(emptied.printed(), "updated KEY\n");
+    assert_eq!(person.does(&["env", "get", "KEY"]).printed(), "");
 
     // A file is taken byte for byte.
     let file = shop.place.directory.join("value");
@@ -91,6 +104,24 @@ pub(super) fn a_value_in_an_argument_is_written_with_a_warning() {
     assert!(done.stderr.contains("warning"), "{}", done.stderr);
     assert!(!done.stderr.contains("blue"), "{}", done.stderr);
     assert_eq!(person.does(&["env", "get", "COLOUR"]).printed(), "blue");
+
+    // As JSON, each thing that is said is one object on its line.
+    let done = person.does(&["--json", "env", "set", "COLOUR", "blue", "--type", "int64"]);
+    let said: Vec<Value> = done
+        .refusal()
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let [warning, error] = &said[..] else {
+        panic!("{said:?}");
+    };
+    assert!(warning["warning"]["message"].is_string(), "{warning}");
+    assert!(error["error"]["requestId"].is_string(), "{error}");
+    let usage = person.does(&["env", "set", "--json", "--type", "text", "KEY"]);
+    let usage: Value = serde_json::from_str(&usage.refusal()).expect("JSON");
+    assert_eq!(usage["error"]["code"], "USAGE");
+    let usage = person.does(&["run", "true", "--", "--json"]).refusal();
+    assert!(usage.starts_with("error: "), "{usage}");
 }
 
 pub(super) fn variables_are_listed_without_their_values() {
