@@ -204,7 +204,7 @@ mod tests {
     fn without_flags_the_vault_is_a_file_here_and_listens_on_loopback_in_the_clear() {
         let settings = serve(&[]).unwrap();
         assert_eq!(settings.vault.sqlite_file.unwrap(), Path::new("barekey.db"));
-        assert_eq!(settings.admin_socket, Path::new("barekey-admin.sock"));
+        assert_eq!(settings.admin_socket, Path::new("barekey.db.sock"));
         assert_eq!(settings.wire, Wire::Plain);
         assert!(settings.listen.ip().is_loopback());
         assert!(settings.kubernetes.is_none());
@@ -253,13 +253,22 @@ mod tests {
     }
 
     #[test]
-    fn the_admin_socket_is_beside_the_sqlite_file() {
-        for database in ["sqlite:/data/barekey.db", "sqlite:///data/barekey.db"] {
+    fn every_database_has_an_admin_socket_of_its_own() {
+        for (database, socket) in [
+            ("sqlite:/data/barekey.db", "/data/barekey.db.sock"),
+            ("sqlite:///data/backup.db", "/data/backup.db.sock"),
+            (
+                "postgres://localhost/barekey",
+                "barekey-localhost-barekey.sock",
+            ),
+            (
+                "postgresql://me:hunter2@db.example:5433/b?sslmode=verify-full",
+                "barekey-db.example-5433-b.sock",
+            ),
+        ] {
             let settings = serve(&["--database", database]).unwrap();
-            assert_eq!(settings.admin_socket, Path::new("/data/barekey-admin.sock"));
+            assert_eq!(settings.admin_socket, Path::new(socket), "{database}");
         }
-        let settings = serve(&["--database", "postgres://localhost/barekey"]).unwrap();
-        assert_eq!(settings.admin_socket, Path::new("barekey-admin.sock"));
     }
 
     #[test]
@@ -276,6 +285,33 @@ mod tests {
                 let socket = admin.check().unwrap().socket;
                 assert_eq!(socket, Path::new("/run/other.sock"), "{words:?}");
             }
+        }
+    }
+
+    #[test]
+    fn the_vault_is_named_before_or_behind_what_the_administrator_does() {
+        let named = [
+            "--database",
+            "sqlite:other.db",
+            "--master-key-file",
+            "other.key",
+        ];
+        let create = [
+            "token",
+            "create",
+            "--organization",
+            "acme",
+            "--role",
+            "viewer",
+        ];
+        for order in [[&named[..], &create], [&create, &named]] {
+            let words = [&["barekey-operator", "admin"], &order.concat()[..]].concat();
+            let Command::Admin(admin) = Program::try_parse_from(&words).unwrap().command else {
+                unreachable!("the command was admin");
+            };
+            let settings = admin.check().unwrap();
+            assert_eq!(settings.socket, Path::new("other.db.sock"), "{words:?}");
+            assert_eq!(settings.vault.database, "sqlite:other.db");
         }
     }
 

@@ -10,15 +10,15 @@ use super::vault::{VaultArguments, VaultSource};
 use crate::domain::access::Role;
 use crate::domain::names::{OrganizationSlug, ProjectSlug, StageSlug, TokenId};
 
-/// How the socket of `admin` is called where no flag says otherwise.
-const ADMIN_SOCKET: &str = "barekey-admin.sock";
+/// How many characters of a database's address the name of its socket has: the path of a socket has 107 bytes.
+const SOCKET_NAME_CHARACTERS: usize = 48;
 
 /// The flags of `admin`.
 #[derive(Debug, Args)]
 pub struct AdminArguments {
     #[command(flatten)]
     vault: VaultArguments,
-    /// The socket of the running server [default: barekey-admin.sock beside the SQLite file, or in the working directory].
+    /// The socket of the running server, whose database counts then [default: as of `serve` with the same --database].
     #[arg(long, env = "BAREKEY_ADMIN_SOCKET", value_name = "PATH", global = true)]
     admin_socket: Option<PathBuf>,
     #[command(subcommand)]
@@ -126,22 +126,47 @@ impl AdminArguments {
     pub fn check(self) -> Result<AdminSettings, SettingsError> {
         let vault = self.vault.check()?;
         Ok(AdminSettings {
-            socket: admin_socket(self.admin_socket, vault.sqlite_file.as_deref()),
+            socket: admin_socket(self.admin_socket, &vault),
             vault,
             command: self.command,
         })
     }
 }
 
-/// The socket that was given, or the one beside the SQLite file, or in the working directory.
-pub(super) fn admin_socket(given: Option<PathBuf>, sqlite_file: Option<&Path>) -> PathBuf {
-    match given {
-        Some(path) if !path.as_os_str().is_empty() => path,
-        _ => sqlite_file
-            .and_then(Path::parent)
-            .map_or_else(PathBuf::new, Path::to_path_buf)
-            .join(ADMIN_SOCKET),
+/// The socket that was given, or the one of that database: `FILE.sock` beside a SQLite file, and in the working directory
+/// one that has the name of PostgreSQL's host and database. Two databases never share one by default.
+pub(super) fn admin_socket(given: Option<PathBuf>, vault: &VaultSource) -> PathBuf {
+    if let Some(path) = given.filter(|path| !path.as_os_str().is_empty()) {
+        return path;
     }
+    let Some(file) = &vault.sqlite_file else {
+        return PathBuf::from(format!("barekey-{}.sock", place(&vault.database)));
+    };
+    // The file itself, whichever symbolic link leads there; a link to nothing yet stands for itself.
+    let file = match file.is_symlink() {
+        true => file.canonicalize().unwrap_or_else(|_| file.clone()),
+        false => file.clone(),
+    };
+    let mut socket = file.into_os_string();
+    socket.push(".sock");
+    socket.into()
+}
+
+/// Host and database of a PostgreSQL address, as a part of a file's name, without user and password.
+fn place(address: &str) -> String {
+    let address = address.split('?').next().unwrap_or_default();
+    let behind_scheme = address.split_once("://").map_or(address, |(_, rest)| rest);
+    let behind_user = behind_scheme
+        .rsplit_once('@')
+        .map_or(behind_scheme, |(_, rest)| rest);
+    behind_user
+        .chars()
+        .map(|character| match character {
+            'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '_' | '-' => character,
+            _ => '-',
+        })
+        .take(SOCKET_NAME_CHARACTERS)
+        .collect()
 }
 
 /// When a token ends.

@@ -49,7 +49,8 @@ pub struct ServeArguments {
         default_value = "127.0.0.1:8201"
     )]
     probe_listen: SocketAddr,
-    /// The socket of `barekey-operator admin` [default: barekey-admin.sock beside the SQLite file, or in the working directory].
+    /// The socket of `barekey-operator admin` [default: FILE.sock beside the SQLite file; for PostgreSQL
+    /// barekey-HOST-DATABASE.sock in the working directory].
     #[arg(long, env = "BAREKEY_ADMIN_SOCKET", value_name = "PATH")]
     admin_socket: Option<PathBuf>,
     #[command(flatten)]
@@ -197,7 +198,7 @@ impl ServeArguments {
             _ => return Err(SettingsError::PlainHttp(self.listen)),
         };
         Ok(ServeSettings {
-            admin_socket: admin_socket(self.admin_socket, vault.sqlite_file.as_deref()),
+            admin_socket: admin_socket(self.admin_socket, &vault),
             vault,
             log: self.log,
             listen: self.listen,

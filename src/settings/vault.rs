@@ -20,18 +20,25 @@ pub struct VaultArguments {
         env = "BAREKEY_DATABASE",
         hide_env_values = true,
         value_name = "URL",
-        default_value = "sqlite:barekey.db"
+        default_value = "sqlite:barekey.db",
+        global = true
     )]
     database: String,
     /// The file with the master key: 32 bytes, or their base64. Or set BAREKEY_MASTER_KEY_B64.
-    #[arg(long, env = "BAREKEY_MASTER_KEY_FILE", value_name = "PATH")]
+    #[arg(
+        long,
+        env = "BAREKEY_MASTER_KEY_FILE",
+        value_name = "PATH",
+        global = true
+    )]
     master_key_file: Option<PathBuf>,
     /// A setting of PostgreSQL that is accepted although it may lose writes or trust the wrong server; may be repeated.
     #[arg(
         long,
         env = "BAREKEY_ACCEPT_DATABASE_RISK",
         value_delimiter = ',',
-        value_name = "RISK"
+        value_name = "RISK",
+        global = true
     )]
     accept_database_risk: Vec<DatabaseRisk>,
     /// The longest value that is accepted, in bytes; at most 1048576.
@@ -39,7 +46,8 @@ pub struct VaultArguments {
         long,
         env = "BAREKEY_VALUE_BYTES_MAX",
         value_name = "BYTES",
-        default_value_t = VALUE_BYTES_MAX
+        default_value_t = VALUE_BYTES_MAX,
+        global = true
     )]
     value_bytes_max: usize,
 }

@@ -74,6 +74,7 @@ pub(crate) fn journeys() -> Vec<Journey> {
         once!(starting::plain_http_stays_on_loopback),
         once!(starting::a_certificate_from_files_is_served),
         once!(starting::administration_works_without_a_server_on_a_file),
+        once!(starting::an_administrator_speaks_to_the_server_of_that_database_alone),
         once!(faults::a_sqlite_disk_that_is_full_recovers),
         once!(faults::a_postgres_disk_that_is_full_recovers),
         once!(faults::a_sqlite_file_that_is_read_only_recovers),

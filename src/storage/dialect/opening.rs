@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Mutex;
@@ -74,6 +74,16 @@ pub(crate) enum OpenError {
         /// What the lock file says of it.
         holder: String,
     },
+    /// The file has other names, under which another process would not see the lock.
+    #[error(
+        "the database {path} has {links} names (hard links), under which SQLite would lose data: remove the others, or give this process a copy"
+    )]
+    Linked {
+        /// The database file.
+        path: PathBuf,
+        /// How many names it has.
+        links: u64,
+    },
     /// The file is on a file system that does not lock.
     #[error(
         "the database {path} is on a network file system ({kind}), where SQLite loses data: use a local volume, or PostgreSQL"
@@ -144,7 +154,6 @@ impl Database {
     }
 
     async fn open_sqlite(path: &Path) -> Result<Self, OpenError> {
-        let lock = lock_file(path)?;
         let file_error = |source| OpenError::File {
             path: path.to_owned(),
             source,
@@ -157,6 +166,16 @@ impl Database {
             .mode(0o600)
             .open(path)
             .map_err(file_error)?;
+        // The lock is beside the file itself, as SQLite's journal is, whichever symbolic link leads there.
+        let path = &path.canonicalize().map_err(file_error)?;
+        let lock = lock_file(path)?;
+        let links = file.metadata().map_err(file_error)?.nlink();
+        if links > 1 {
+            return Err(OpenError::Linked {
+                path: path.to_owned(),
+                links,
+            });
+        }
         refuse_network_file_system(path, &file)?;
         file.set_permissions(std::fs::Permissions::from_mode(0o600))
             .map_err(file_error)?;

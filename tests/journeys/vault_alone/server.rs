@@ -158,7 +158,12 @@ impl Place {
             "debug",
         ];
         arguments.extend(more);
-        let mut child = self.program(&arguments).spawn().expect("the program runs");
+        Self::try_start(self.program(&arguments))
+    }
+
+    /// Starts a program that is a server with a log in JSON; the log when it ends before it listens.
+    pub(crate) fn try_start(mut program: Command) -> Result<Server, (ExitStatus, String)> {
+        let mut child = program.spawn().expect("the program runs");
         let log = Arc::new(Mutex::new(String::new()));
         let stderr = child.stderr.take().expect("a piped log");
         let collected = Arc::clone(&log);

@@ -70,6 +70,28 @@ pub(crate) fn a_second_process_on_the_same_file_is_refused() {
     );
     assert_eq!(server.value(&owner, STAGING, "KEEP"), "kept");
 
+    // By another way to the same file.
+    let database = std::mem::take(&mut place.database);
+    let elsewhere = place.directory.join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let link = elsewhere.join("link.db");
+    std::os::unix::fs::symlink(place.directory.join("barekey.db"), &link).unwrap();
+    let other_name = elsewhere.join("other.db");
+    std::fs::hard_link(place.directory.join("barekey.db"), &other_name).unwrap();
+    for (way, said) in [
+        (&link, "another process"),
+        (&other_name, "2 names (hard links)"),
+    ] {
+        place.database = format!("sqlite:{}", way.display());
+        let Err((status, log)) = place.try_serve(&[]) else {
+            panic!("two processes have the same file, by {}", way.display());
+        };
+        assert_eq!(status.code(), Some(1));
+        assert!(log.contains(said), "{log}");
+    }
+    std::fs::remove_file(&other_name).unwrap();
+    place.database = database;
+
     // A second server on the same socket.
     let mut other = Place::new(Engine::Sqlite);
     other.socket = first_socket;
@@ -203,6 +225,60 @@ pub(crate) fn a_certificate_from_files_is_served() {
         panic!("a key that does not belong to its certificate");
     };
     assert!(log.contains("does not belong"), "{log}");
+}
+
+pub(crate) fn an_administrator_speaks_to_the_server_of_that_database_alone() {
+    let place = Place::new(Engine::Sqlite);
+    let run = |arguments: &[&str]| {
+        let mut program = place.program(arguments);
+        program.env_remove("BAREKEY_ADMIN_SOCKET");
+        program.env_remove("BAREKEY_DATABASE");
+        let output = program.output().unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.code(), said)
+    };
+    // A database with an organization lies beside the file that is served.
+    place.serve().stop();
+    place.bootstrap("acme");
+    std::fs::rename(
+        place.directory.join("barekey.db"),
+        place.directory.join("backup.db"),
+    )
+    .unwrap();
+    let mut served = place.program(&[
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--probe-listen",
+        "127.0.0.1:0",
+        "--log-format",
+        "json",
+    ]);
+    served.env_remove("BAREKEY_ADMIN_SOCKET");
+    let server = Place::try_start(served).unwrap_or_else(|(_, log)| panic!("{log}"));
+
+    let (code, said) = run(&[
+        "admin",
+        "--database",
+        "sqlite:backup.db",
+        "bootstrap",
+        "--organization",
+        "acme",
+    ]);
+    assert_eq!(code, Some(1), "the server beside it answered: {said}");
+    assert!(said.contains("exists"), "{said}");
+    let bootstrap = ["admin", "bootstrap", "--organization", "globex"];
+    let (code, said) = run(&[&bootstrap[..], &["--database", "sqlite:absent.db"]].concat());
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("no database at absent.db"), "{said}");
+    // Through a symbolic link, and without a word, it is the server of that file.
+    std::os::unix::fs::symlink("barekey.db", place.directory.join("link.db")).unwrap();
+    let (code, said) = run(&[&bootstrap[..], &["--database", "sqlite:link.db"]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = run(&bootstrap);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("exists"), "{said}");
+    server.stop();
 }
 
 pub(crate) fn administration_works_without_a_server_on_a_file() {
