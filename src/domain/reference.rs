@@ -166,7 +166,8 @@ pub struct AgentSettings {
     /// The names of the container's `env`, in order; they win over the stage's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub own: Vec<String>,
-    /// Those of `own` whose value the agent expands (`$(VAR)`), since the webhook hid it from the kubelet.
+    /// Those of `own` whose value the agent expands (`$(VAR)`), since the webhook hid it from the kubelet. The kubelet expanded
+    /// the others.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub expand: BTreeSet<String>,
     /// The prefixes of the container's `envFrom`: a name that starts so and is in the environment was set by the pod.

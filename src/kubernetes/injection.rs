@@ -338,6 +338,7 @@ pub(crate) fn inject(
         let environment = Environment {
             container,
             own: pod::items(container, "env").iter().map(pod::name).collect(),
+            left_to_the_agent: dollars::left_to_the_agent(container, &allowance),
             chosen,
             allowance: &allowance,
             grants: &stage.access,
@@ -349,10 +350,11 @@ pub(crate) fn inject(
         if warnings.len() < WARNINGS_MAX {
             warnings.extend(exposure::values_in_arguments(&environment));
         }
-        let Some(container) = containers::at(&mut wanted, chosen.place) else {
+        let Some(wrapped) = containers::at(&mut wanted, chosen.place) else {
             continue;
         };
-        match containers::wrap(container, &allowance, settings) {
+        let left = &environment.left_to_the_agent;
+        match containers::wrap(wrapped, container, left, &allowance, settings) {
             Ok(bytes) => written += bytes,
             Err(more) => problems.absorb(more),
         }

@@ -201,6 +201,7 @@ pub(super) fn allowance(wishes: &Wishes, chosen: &Chosen, stage: &StageId) -> Al
 }
 
 /// Wraps one container: its command runs under the agent, which has what it needs in two entries and two mounts.
+/// `written` is the container as it is, `left` what [`dollars::left_to_the_agent`] says of it.
 ///
 /// Returns how many bytes were added.
 ///
@@ -208,11 +209,13 @@ pub(super) fn allowance(wishes: &Wishes, chosen: &Chosen, stage: &StageId) -> Al
 /// An entry that would be too long.
 pub(super) fn wrap(
     container: &mut Map<String, Value>,
+    written: &Value,
+    left: &BTreeSet<&str>,
     allowance: &Allowance,
     settings: &InjectionSettings,
 ) -> Result<usize, Problems> {
-    let agent = agent_settings(container, settings);
-    hide_dollars(container);
+    let agent = agent_settings(written, left, settings);
+    hide_dollars(container, left);
     pod::list_mut(container, "command").splice(..0, WRAPPER.map(Value::from));
 
     let entries = [
@@ -254,16 +257,12 @@ fn entry_text(form: &impl serde::Serialize) -> String {
         .replace('$', "\\u0024")
 }
 
-fn agent_settings(container: &Map<String, Value>, settings: &InjectionSettings) -> AgentSettings {
-    let env = container
-        .get("env")
-        .and_then(Value::as_array)
-        .map_or(&[][..], Vec::as_slice);
-    let env_from = container
-        .get("envFrom")
-        .and_then(Value::as_array)
-        .map_or(&[][..], Vec::as_slice);
-    let prefixes: BTreeSet<&str> = env_from
+fn agent_settings(
+    container: &Value,
+    left: &BTreeSet<&str>,
+    settings: &InjectionSettings,
+) -> AgentSettings {
+    let prefixes: BTreeSet<&str> = pod::items(container, "envFrom")
         .iter()
         .map(|source| pod::text(source, "prefix").unwrap_or(""))
         .collect();
@@ -275,20 +274,17 @@ fn agent_settings(container: &Map<String, Value>, settings: &InjectionSettings) 
         ca: settings.authority.certificate.clone(),
         token: TOKEN_FILE.to_owned(),
         wait_seconds: WAIT_SECONDS,
-        own: env
+        own: pod::items(container, "env")
             .iter()
             .map(|entry| pod::name(entry).to_owned())
             .collect(),
-        expand: env
-            .iter()
-            .filter(|entry| pod::text(entry, "value").is_some_and(|value| value.contains('$')))
-            .map(|entry| pod::name(entry).to_owned())
-            .collect(),
+        expand: left.iter().map(|name| (*name).to_owned()).collect(),
         prefixes: prefixes.into_iter().map(str::to_owned).collect(),
     }
 }
 
-fn hide_dollars(container: &mut Map<String, Value>) {
+/// Hides every `$` of the command and of the entries that are left to the agent.
+fn hide_dollars(container: &mut Map<String, Value>, left: &BTreeSet<&str>) {
     let double = |value: &mut Value| {
         if let Value::String(text) = value {
             *text = dollars::double(text).into_owned();
@@ -301,7 +297,9 @@ fn hide_dollars(container: &mut Map<String, Value>) {
     }
     if let Some(Value::Array(env)) = container.get_mut("env") {
         for entry in env {
-            if let Some(value) = entry.get_mut("value") {
+            if left.contains(pod::name(entry))
+                && let Some(value) = entry.get_mut("value")
+            {
                 double(value);
             }
         }

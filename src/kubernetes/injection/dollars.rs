@@ -1,9 +1,22 @@
 //! `$`, hidden from the kubelet and given back.
 //!
 //! The kubelet expands `$(NAME)` in `command`, `args` and `env` values before any program of a pod runs, and turns `$$` into
-//! `$`. The webhook doubles every `$`, so that the agent gets the text as it was written and expands it once it knows the values.
+//! `$`. Where a value of the stage may come in, the webhook doubles every `$`, so that the agent gets the text as it was
+//! written and expands it once it knows the values. All other entries of `env` are left to the kubelet: probes and hooks run
+//! beside the agent, and see what the kubelet made.
 
 use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use crate::domain::names::VariableName;
+use crate::domain::reference::{Allowance, REFERENCE_PREFIX};
+
+use super::pod;
+
+/// How many prefixes of `envFrom` every name is held against; with more of them any name may be set by one.
+const PREFIXES_MAX: usize = 64;
 
 /// The text that the kubelet turns into `text`.
 pub(super) fn double(text: &str) -> Cow<'_, str> {
@@ -43,6 +56,74 @@ pub(super) fn referred(text: &str) -> Vec<&str> {
         };
     }
     names
+}
+
+/// The entries of a container's `env` whose `$` is doubled: each refers by `$(NAME)` to what is, or may become, a value of
+/// the stage, be it by way of other entries.
+pub(super) fn left_to_the_agent<'a>(
+    container: &'a Value,
+    allowance: &Allowance,
+) -> BTreeSet<&'a str> {
+    let env = pod::items(container, "env");
+    let prefixes: BTreeSet<&str> = pod::items(container, "envFrom")
+        .iter()
+        .map(|source| pod::text(source, "prefix").unwrap_or(""))
+        .collect();
+    // What `envFrom` sets may be a reference, and is not known here.
+    let may_come = |name: &str| {
+        prefixes.len() > PREFIXES_MAX
+            || prefixes.iter().any(|prefix| name.starts_with(prefix))
+            || name.parse().is_ok_and(|name: VariableName| {
+                allowance.rename.contains_key(&name) || allowance.exports(&name)
+            })
+    };
+    let has_dollar = |entry: &Value| pod::text(entry, "value").is_some_and(|it| it.contains('$'));
+
+    // A name that is there twice is one name to the agent.
+    let mut names = BTreeSet::new();
+    let twice: BTreeSet<&str> = env
+        .iter()
+        .map(pod::name)
+        .filter(|name| !names.insert(*name))
+        .collect();
+    let mut left: BTreeSet<&str> = env
+        .iter()
+        .filter(|entry| has_dollar(entry))
+        .map(pod::name)
+        .filter(|name| twice.contains(name))
+        .collect();
+
+    let mut earlier: BTreeMap<&str, bool> = BTreeMap::new();
+    for entry in env {
+        let name = pod::name(entry);
+        let of_stage = left.contains(name)
+            || match pod::text(entry, "value") {
+                Some(value) => {
+                    value.starts_with(REFERENCE_PREFIX)
+                        || referred(value).into_iter().any(|name| {
+                            earlier.get(name).copied().unwrap_or_else(|| may_come(name))
+                        })
+                }
+                None => may_be_reference(entry),
+            };
+        if of_stage && has_dollar(entry) {
+            left.insert(name);
+        }
+        *earlier.entry(name).or_default() |= of_stage;
+    }
+    left
+}
+
+/// Whether what an entry takes from elsewhere may be `barekey:NAME`. What the pod is and has never is.
+fn may_be_reference(entry: &Value) -> bool {
+    let source = entry.get("valueFrom").unwrap_or(&Value::Null);
+    let field = source
+        .pointer("/fieldRef/fieldPath")
+        .and_then(Value::as_str);
+    match field {
+        Some(path) => path.starts_with("metadata.annotations"),
+        None => !source.is_null() && source.get("resourceFieldRef").is_none(),
+    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ enum Injected {
     BySpec,
     /// It does, since the stage has such a variable. Whoever posts a review may guess names, so it is not told which it was.
     ByStage,
+    /// An entry of the pod's own that refers to what may be a value of the stage: the agent expands it.
+    ByEntry,
     No,
     /// It does if the stage has such a variable, and nobody could say.
     Perhaps,
@@ -41,6 +43,8 @@ pub(super) struct Environment<'a> {
     pub(super) container: &'a Value,
     /// The names that its own `env` sets.
     pub(super) own: BTreeSet<&'a str>,
+    /// Those of them that the agent expands.
+    pub(super) left_to_the_agent: BTreeSet<&'a str>,
     /// Its references.
     pub(super) chosen: &'a Chosen,
     /// What it may ask for.
@@ -57,6 +61,9 @@ pub(super) struct Environment<'a> {
 
 impl Environment<'_> {
     fn injected(&self, name: &str) -> Injected {
+        if self.left_to_the_agent.contains(name) {
+            return Injected::ByEntry;
+        }
         let own = self.own.contains(name);
         let certain = self.chosen.references.contains_key(name);
         let Ok(name) = name.parse::<VariableName>() else {
@@ -119,6 +126,13 @@ pub(super) fn blind_checks(environment: &Environment<'_>) -> Vec<Problem> {
                     variable: shown(variable),
                 });
             }
+            if let Some(entry) = any(Injected::ByEntry) {
+                return Some(Problem::ProbeOfEntry {
+                    container: container(),
+                    check,
+                    entry: shown(entry),
+                });
+            }
             if any(Injected::ByStage).is_some() {
                 return Some(Problem::ProbeOfStage {
                     container: container(),
@@ -160,7 +174,7 @@ pub(super) fn values_in_arguments(environment: &Environment<'_>) -> Vec<String> 
     let others = referring.iter().any(|name| {
         matches!(
             environment.injected(name),
-            Injected::ByStage | Injected::Perhaps
+            Injected::ByStage | Injected::ByEntry | Injected::Perhaps
         )
     });
     told.chain(others.then(|| {

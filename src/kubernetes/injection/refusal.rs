@@ -311,6 +311,18 @@ pub(crate) enum Problem {
         /// Which probe or hook.
         check: &'static str,
     },
+    /// An exec probe or hook that would see an entry of the pod as it was written, since the agent expands it.
+    #[error(
+        "container {container}: its {check} names {entry}, which refers by $(NAME) to what may be a variable of the stage, so that only the program itself has its value: let {check} ask the program (httpGet, tcpSocket, grpc, or a command without it), or list in barekey.dev/variables what the container needs, without that name"
+    )]
+    ProbeOfEntry {
+        /// The container.
+        container: String,
+        /// Which probe or hook.
+        check: &'static str,
+        /// The entry.
+        entry: String,
+    },
     /// An exec probe or hook, while nobody can say which variables there are.
     #[error(
         "container {container}: the vault does not answer right now, so nobody knows whether its {check} names a variable: try again, or list the names in barekey.dev/variables"

@@ -3,9 +3,10 @@
 mod access;
 mod containers;
 mod copies;
+mod expansion;
 mod exposure;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 

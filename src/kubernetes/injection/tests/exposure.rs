@@ -133,6 +133,83 @@ fn probes_that_ask_over_the_network_are_fine() {
 }
 
 #[test]
+fn a_probe_sees_the_pods_own_entries_as_the_kubelet_makes_them() {
+    let env = json!([
+        {"name": "PORT", "value": "8080"},
+        {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        {"name": "CONFIGURED", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
+        {"name": "DB", "value": "barekey:DATABASE_URL"},
+        {"name": "PLAIN", "value": "pa$word-$$(PORT)"},
+        {"name": "URL", "value": "http://$(IP):$(PORT)"},
+        {"name": "NESTED", "value": "$(URL)/$(KUBERNETES_SERVICE_HOST)"},
+        {"name": "OF_DB", "value": "$(DB)?x"},
+        {"name": "OF_OF_DB", "value": "$(OF_DB)"},
+        {"name": "OF_CONFIGURED", "value": "$(CONFIGURED)"},
+        {"name": "OF_STAGE", "value": "$(TOKEN)"},
+        {"name": "OF_LATER", "value": "$(LATER)"},
+        {"name": "LATER", "value": "x"},
+    ]);
+    let entries = [
+        ("PLAIN", true),
+        ("URL", true),
+        ("NESTED", true),
+        ("OF_DB", false),
+        ("OF_OF_DB", false),
+        ("OF_CONFIGURED", false),
+        ("OF_STAGE", false),
+        ("OF_LATER", false),
+    ];
+    let pod = with(pod(), "/spec/containers/0/env", env.clone());
+    let becomes = injected(&pod);
+    let container = &becomes["spec"]["containers"][0];
+    for (name, left_to_the_kubelet) in entries {
+        let written = env
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|entry| entry["name"] == name)
+            .unwrap();
+        let written = written["value"].as_str().unwrap();
+        let expands = agent_settings(container).expand.contains(name);
+        assert_eq!(expands, !left_to_the_kubelet, "{name}");
+        let now = entry(container, name);
+        assert_eq!(now == written, left_to_the_kubelet, "{name}");
+
+        let probing = with(
+            pod.clone(),
+            "/spec/containers/0/livenessProbe",
+            json!({"exec": {"command": ["sh", "-c", format!("test \"${name}\"")]}}),
+        );
+        if left_to_the_kubelet {
+            injected(&probing);
+        } else {
+            let told = refused(&probing);
+            assert!(
+                told.contains(&format!(
+                    "livenessProbe names {name}, which refers by $(NAME)"
+                )),
+                "{told}"
+            );
+        }
+    }
+    // What cannot be a variable of the stage, since the pod lists others, is the kubelet's.
+    let listed = with(
+        pod,
+        "/metadata/annotations/barekey.dev~1variables",
+        json!("DB_*"),
+    );
+    let expand = |pod: &Value| agent_settings(&injected(pod)["spec"]["containers"][0]).expand;
+    assert!(!expand(&listed).contains("OF_STAGE"));
+    // What `envFrom` sets may be a reference.
+    let from = with(
+        listed,
+        "/spec/containers/0/envFrom",
+        json!([{"configMapRef": {"name": "c"}, "prefix": "TO"}]),
+    );
+    assert!(expand(&from).contains("OF_STAGE"));
+}
+
+#[test]
 fn a_value_that_lands_in_arguments_is_warned_about() {
     let pod = with(
         pod(),
