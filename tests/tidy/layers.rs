@@ -45,16 +45,19 @@ fn row(module: &[String]) -> Option<&'static (&'static str, &'static [&'static s
 
 /// Where `parts`, named in `module`, leads inside this crate; `None` when it leads out of it.
 fn inside(module: &[String], parts: &[String]) -> Option<Vec<String>> {
-    match parts.first()?.as_str() {
-        "crate" => Some(parts[1..].to_vec()),
-        "self" => Some([module, &parts[1..]].concat()),
-        "super" => {
-            let ups = parts.iter().take_while(|part| *part == "super").count();
-            let base = &module[..module.len().saturating_sub(ups)];
-            Some([base, &parts[ups..]].concat())
+    let mut target = match parts.first()?.as_str() {
+        "crate" => Vec::new(),
+        "self" | "super" => module.to_vec(),
+        _ => return None,
+    };
+    for part in parts {
+        match part.as_str() {
+            "crate" | "self" => {}
+            "super" => drop(target.pop()),
+            name => target.push(name.to_owned()),
         }
-        _ => None,
     }
+    Some(target)
 }
 
 fn forbidden_arrows(source: &Source) -> Vec<Finding> {
@@ -69,15 +72,28 @@ fn forbidden_arrows(source: &Source) -> Vec<Finding> {
         )];
     };
     let mut found = Vec::new();
-    for named in paths(&without_tests(&code(&source.text))) {
+    let code = without_tests(&code(&source.text));
+    for (words, line) in triples(&code) {
+        if words == ["extern", "crate", "self"] {
+            let problem = format!("{name} may not give the root another name");
+            found.push(Finding::at(&source.path, line, problem));
+        }
+    }
+    for named in paths(&code) {
         let Some(target) = inside(&module, &named.parts) else {
             continue;
         };
         let allowed = within(&target, name)
             || may_name.iter().any(|allowed| within(&target, allowed))
-            // The parent's own items, for a module whose row is that of its parent.
-            || target.is_empty();
-        if !allowed {
+            // Alone the root names nothing; all of it, or under another name, it leads everywhere.
+            || target.is_empty() && !named.opens;
+        if !allowed && target.is_empty() {
+            found.push(Finding::at(
+                &source.path,
+                named.line,
+                format!("{name} may not name all of the root, nor give it another name"),
+            ));
+        } else if !allowed {
             found.push(Finding::at(
                 &source.path,
                 named.line,
@@ -86,6 +102,17 @@ fn forbidden_arrows(source: &Source) -> Vec<Finding> {
         }
     }
     found
+}
+
+/// Each three words that follow one another, and the line that they begin on.
+fn triples(code: &str) -> Vec<([String; 3], usize)> {
+    tokens(code)
+        .windows(3)
+        .map(|words| {
+            let text = |at: usize| words[at].0.clone();
+            ([text(0), text(1), text(2)], words[0].1)
+        })
+        .collect()
 }
 
 fn foreign_crates(source: &Source) -> Vec<Finding> {
@@ -214,7 +241,7 @@ fn an_arrow_in_a_group_or_in_the_middle_of_code_is_found() {
     assert_eq!(
         problems(&forbidden_arrows(&grouped)),
         [
-            "1: api may not name storage::self",
+            "1: api may not name storage",
             "1: api may not name storage::projects"
         ]
     );
@@ -238,6 +265,37 @@ fn an_arrow_by_way_of_super_is_found() {
         problems(&forbidden_arrows(&source)),
         ["1: kubernetes::plan may not name storage::projects"]
     );
+}
+
+#[test]
+fn an_arrow_by_all_of_the_root_or_by_another_name_of_it_is_found() {
+    let all = "2: domain may not name all of the root, nor give it another name";
+    for (text, expected) in [
+        ("use crate::*;\nfn f() { storage::f() }\n", all),
+        ("use super::*;\n", all),
+        ("use {std::fmt, crate::*};\n", all),
+        ("use crate as c;\nfn f() { c::storage::f() }\n", all),
+        ("use super as up;\n", all),
+        ("use crate::{self as c};\n", all),
+        ("use self::super::*;\n", all),
+        (
+            "use self::super::storage;\n",
+            "2: domain may not name storage",
+        ),
+        (
+            "extern crate self as c;\n",
+            "2: domain may not give the root another name",
+        ),
+    ] {
+        let source = planted("src/domain.rs", &format!("//! All.\n{text}"));
+        assert_eq!(problems(&forbidden_arrows(&source)), [expected], "{text}");
+    }
+    // Of a parent that the table allows.
+    let source = planted(
+        "src/vault/projects.rs",
+        "use super::*;\nuse crate::storage as s;\n",
+    );
+    assert_eq!(problems(&forbidden_arrows(&source)), [""; 0]);
 }
 
 #[test]

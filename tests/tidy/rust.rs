@@ -175,6 +175,8 @@ fn item_end(code: &str) -> usize {
 pub(super) struct Named {
     pub(super) parts: Vec<String>,
     pub(super) line: usize,
+    /// Whether it ends in `::*`, or gives what it names another name: what it leads to is then named without it.
+    pub(super) opens: bool,
 }
 
 /// Every path of at least two parts in `code`, and every `use`; groups are taken apart.
@@ -191,7 +193,8 @@ pub(super) fn paths(code: &str) -> Vec<Named> {
             let line = tokens[at].1;
             let mut all = Vec::new();
             at = tree(&tokens, at, &[], &mut all);
-            found.extend(all.into_iter().map(|parts| Named { parts, line }));
+            let named = |(parts, opens)| Named { parts, line, opens };
+            found.extend(all.into_iter().map(named));
         } else {
             at += 1;
         }
@@ -237,7 +240,7 @@ fn tree(
     tokens: &[(String, usize)],
     mut at: usize,
     before: &[String],
-    found: &mut Vec<Vec<String>>,
+    found: &mut Vec<(Vec<String>, bool)>,
 ) -> usize {
     let mut parts = before.to_vec();
     let text = |at: usize| tokens.get(at).map_or("", |(token, _)| token.as_str());
@@ -255,18 +258,16 @@ fn tree(
         }
         if !is_ident(text(at)) {
             // `*`, or the `<` of `name::<…>`.
-            found.push(parts);
+            found.push((parts, text(at) == "*"));
             return at + 1;
         }
         parts.push(text(at).to_owned());
         at += 1;
         if text(at) != "::" {
             // `as name`.
-            if text(at) == "as" {
-                at += 2;
-            }
-            found.push(parts);
-            return at;
+            let renamed = text(at) == "as";
+            found.push((parts, renamed));
+            return if renamed { at + 2 } else { at };
         }
         at += 1;
     }
