@@ -56,7 +56,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("chacha20poly1305", &["crypto"]),
     ("sha2", &["crypto"]),
     ("hmac", &["crypto"]),
-    ("axum", &["api", "admin", "kubernetes::webhook"]),
+    ("axum", &["api", "kubernetes::webhook"]),
     ("axum_server", &["api"]),
     ("utoipa", &["api", "protocol", "domain"]),
     ("kube", &["kubernetes"]),
