@@ -82,7 +82,6 @@ pub(crate) fn run() {
     let (bare_address, bare_server) = start_constant(&answer);
 
     println!("evaluate on SQLite with a durable audit record for each read");
-    let mut alone = 0.0;
     for connections in [1, 32, 256] {
         let mut bare = Vec::new();
         let mut barekey = Vec::new();
@@ -92,12 +91,11 @@ pub(crate) fn run() {
         }
         let (bare, bare_micros) = middle(bare);
         let (barekey, barekey_micros) = middle(barekey);
-        if connections == 1 {
-            alone = barekey.per_second;
-        }
+        let synced = synced_writes_per_second(folder.path());
         println!(
             "  {connections:>3} connections: {:>5.1} % of a bare route ({:.0} of {:.0} answers/s; p50 {:.2} ms, p99 {:.2} ms; \
-             {:.0} µs of CPU an answer, the bare route {:.0})",
+             {:.0} µs of CPU an answer, the bare route {:.0}); {:.0} % of the rate of one 4 KiB write-and-fdatasync \
+             after another ({synced:.0} writes/s)",
             100.0 * barekey.per_second / bare.per_second,
             barekey.per_second,
             bare.per_second,
@@ -105,13 +103,9 @@ pub(crate) fn run() {
             barekey.p99.as_secs_f64() * 1e3,
             barekey_micros,
             bare_micros,
+            100.0 * barekey.per_second / synced,
         );
     }
-    let synced = synced_writes_per_second(folder.path());
-    println!(
-        "    1 connection:  {:>5.1} % of the rate of one 4 KiB write-and-fdatasync ({synced:.0} writes/s)",
-        100.0 * alone / synced
-    );
 }
 
 /// One round of load, and what an answer cost the server's process, in microseconds of CPU time.
