@@ -1,7 +1,8 @@
 //! What owners of resources and pods are told: events of `events.k8s.io/v1` with constant reasons.
 //!
-//! Telling never fails and never takes long: an event that cannot be written is a line in the log. The operator may only
-//! create events, so a repeated one is left out for a while instead of being counted up in the cluster.
+//! Telling never fails: an event that cannot be written is a line in the log. Whoever has somebody to answer does not wait for
+//! it either. The operator may only create events, so a repeated one is left out for a while instead of being counted up in
+//! the cluster.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -22,7 +23,7 @@ use crate::vault::Clock;
 const NOTE_BYTES_MAX: usize = 1024;
 /// How long the same event on the same object is left out.
 const REPEAT_AFTER_MS: i64 = 6 * 60 * 1000;
-/// How many told events are remembered.
+/// How many told events are remembered: the newest.
 const REMEMBERED_MAX: usize = 4096;
 /// How long one event may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -72,9 +73,13 @@ impl Told {
         if self.0.contains_key(&key) {
             return false;
         }
-        if self.0.len() < REMEMBERED_MAX {
-            self.0.insert(key, now_ms);
+        if self.0.len() >= REMEMBERED_MAX {
+            let oldest = self.0.iter().min_by_key(|(_, at_ms)| **at_ms);
+            if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
+                self.0.remove(&oldest);
+            }
         }
+        self.0.insert(key, now_ms);
         true
     }
 }
@@ -101,17 +106,34 @@ impl Events {
 
     /// Tells `message` about the object.
     pub async fn tell(&self, about: ObjectReference, message: Message<'_>) {
-        let now_ms = self.clock.now_ms();
-        if !self.is_new(&about, &message, now_ms) {
-            return;
+        if let Some(event) = self.new_event(&about, &message) {
+            self.write(event).await;
         }
-        let event = self.event(&about, &message, now_ms);
+    }
+
+    /// The same, in a task of its own: the API server may take its time.
+    pub fn tell_meanwhile(&self, about: &ObjectReference, message: &Message<'_>) {
+        if let Some(event) = self.new_event(about, message) {
+            let events = self.clone();
+            tokio::spawn(async move { events.write(event).await });
+        }
+    }
+
+    /// The event, unless it was told a short while ago.
+    fn new_event(&self, about: &ObjectReference, message: &Message<'_>) -> Option<Event> {
+        let now_ms = self.clock.now_ms();
+        self.is_new(about, message, now_ms)
+            .then(|| self.event(about, message, now_ms))
+    }
+
+    async fn write(&self, event: Event) {
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
         let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         if let Err(error) = timed(TIMEOUT, api.create(&PostParams::default(), &event)).await {
+            let about = event.regarding.unwrap_or_default();
             tracing::warn!(
-                reason = message.reason,
-                object = about.name.as_deref().unwrap_or_default(),
+                reason = event.reason.unwrap_or_default(),
+                object = about.name.unwrap_or_default(),
                 namespace,
                 problem = with_causes(&error),
                 "an event was not written"
@@ -186,6 +208,21 @@ mod tests {
             assert!(told.is_new(&n.to_string(), "NotOwned", "a", 0));
         }
         assert_eq!(told.0.len(), REMEMBERED_MAX);
+    }
+
+    #[test]
+    fn what_was_told_last_is_left_out_however_much_was_told_before() {
+        let mut told = Told::default();
+        for n in 0..REMEMBERED_MAX {
+            let at_ms = i64::try_from(n).unwrap();
+            assert!(told.is_new(&n.to_string(), "NotOwned", "a", at_ms));
+        }
+        let now_ms = i64::try_from(REMEMBERED_MAX).unwrap();
+        assert!(told.is_new("newest", "NotOwned", "a", now_ms));
+        assert!(!told.is_new("newest", "NotOwned", "a", now_ms));
+        // For it the oldest was forgotten, and no other.
+        assert!(!told.is_new("1", "NotOwned", "a", now_ms));
+        assert!(told.is_new("0", "NotOwned", "a", now_ms));
     }
 
     #[test]

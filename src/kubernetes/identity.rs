@@ -139,7 +139,7 @@ impl ClusterIdentity {
         let allowances = match allowances(pod.as_ref()) {
             Ok(allowances) => allowances,
             Err(failed) => {
-                self.tell(&reviewed, &failed.0).await;
+                self.tell(&reviewed, &failed.0);
                 return Err(failed.into());
             }
         };
@@ -236,9 +236,9 @@ impl ClusterIdentity {
             .map_err(unavailable)
     }
 
-    async fn tell(&self, pod: &Reviewed, note: &str) {
+    fn tell(&self, pod: &Reviewed, note: &str) {
         let about = pod_reference(&pod.namespace, &pod.pod, &pod.uid);
-        self.0.events.tell(about, access_refused(note)).await;
+        self.0.events.tell_meanwhile(&about, &access_refused(note));
     }
 }
 
@@ -266,10 +266,10 @@ impl PodIdentity for ClusterIdentity {
     }
 
     fn tell_refused<'a>(&'a self, pod: &'a PodCaller, message: &'a str) -> BoxFuture<'a, ()> {
-        Box::pin(async move {
-            let about = pod_reference(&pod.namespace, &pod.pod, &pod.uid);
-            self.0.events.tell(about, access_refused(message)).await;
-        })
+        let about = pod_reference(&pod.namespace, &pod.pod, &pod.uid);
+        let message = access_refused(message);
+        self.0.events.tell_meanwhile(&about, &message);
+        Box::pin(std::future::ready(()))
     }
 }
 
