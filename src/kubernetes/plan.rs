@@ -233,7 +233,12 @@ pub fn plan_stage<'a>(
             &declaration.organization,
         ));
     }
-    if let Some(reason @ ("SlugTaken" | "NotOwned")) = ready_reason(project) {
+    let taken = ready_reason(project).filter(|reason| {
+        [Reason::SlugTaken, Reason::NotOwned]
+            .iter()
+            .any(|taken| taken.as_str() == *reason)
+    });
+    if let Some(reason) = taken {
         return refuse(Finding::new(
             Reason::ProjectNotReady,
             format!(
