@@ -134,3 +134,32 @@ impl std::str::FromStr for Organizations {
         serde_json::from_str(text).map_err(OrganizationsError)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_speaks_for_the_organizations_that_list_it_alone() {
+        let map: Organizations = r#"{"acme":{"namespaces":["shop"]},"idle":{}}"#.parse().unwrap();
+        let speaks = |namespace: &str, organization: &str| {
+            map.may_speak(&namespace.parse().unwrap(), &organization.parse().unwrap())
+        };
+        assert!(speaks("shop", "acme"));
+        assert!(!speaks("other", "acme"));
+        assert!(!speaks("shop", "idle"));
+        assert!(!speaks("shop", "absent"));
+    }
+
+    #[test]
+    fn a_map_with_a_misspelt_key_or_a_bad_slug_is_refused() {
+        for bad in [
+            r#"{"acme":{"namespace":["shop"]}}"#,
+            r#"{"Acme":{"namespaces":["shop"]}}"#,
+            r#"{"acme":{"namespaces":["Shop"]}}"#,
+            r#"["acme"]"#,
+        ] {
+            assert!(bad.parse::<Organizations>().is_err(), "{bad}");
+        }
+    }
+}
