@@ -18,7 +18,8 @@
 //! | `settings`, `telemetry` | the operator's flags; logs and metrics | domain; – |
 //!
 //! `tests/tidy.rs` holds this table; the programs, in `src/bin`, join the parts and may name them all. `kubernetes::injection`,
-//! `kubernetes::plan` and `kubernetes::resources` have rows of their own there: they decide, and may not name what acts.
+//! `kubernetes::plan` and `kubernetes::resources` have rows of their own there: they decide, and may not name what acts; so has
+//! `kubernetes::webhook`, which answers over HTTP and may name `protocol` too.
 //!
 //! # What is never there
 //!

@@ -42,6 +42,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("kubernetes::plan", &["domain", "kubernetes::resources"]),
     ("kubernetes::resources", &["domain"]),
+    // It answers over HTTP, with the bodies of the API.
+    (
+        "kubernetes::webhook",
+        &["domain", "protocol", "vault", "kubernetes"],
+    ),
     ("admin", &["domain", "protocol", "vault"]),
     ("client", &["domain", "protocol", "crypto"]),
     ("cli", &["domain", "protocol", "client", "crypto", "agent"]),

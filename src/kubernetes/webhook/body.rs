@@ -12,12 +12,12 @@ use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt as _;
-use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::review::ReviewError;
 use crate::domain::shares::{Bounds, Share, Shares};
+use crate::protocol::error::{ErrorBody, ErrorDetail};
 
 /// The longest review that is read, in bytes: an object of the API server has 1.5 MiB at most, and a review holds two.
 pub(super) const BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -151,23 +151,10 @@ pub(super) enum Malformed {
     TooManyReviews,
 }
 
-/// The body of every refusal, as the API has it.
-#[derive(Serialize)]
-struct ErrorForm {
-    error: ErrorDetailForm,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ErrorDetailForm {
-    code: &'static str,
-    message: String,
-    request_id: String,
-}
-
-impl IntoResponse for Malformed {
-    fn into_response(self) -> Response {
-        let (status, code) = match &self {
+impl Malformed {
+    /// The status and the code, which are the API's own.
+    fn code(&self) -> (StatusCode, &'static str) {
+        match self {
             Self::Review(ReviewError::NotJson) => (StatusCode::BAD_REQUEST, "INVALID_JSON"),
             Self::Review(
                 ReviewError::Malformed | ReviewError::AnotherKind | ReviewError::NoRequest,
@@ -177,17 +164,23 @@ impl IntoResponse for Malformed {
             Self::TooLong => (StatusCode::PAYLOAD_TOO_LARGE, "REQUEST_TOO_LARGE"),
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "REQUEST_TIMEOUT"),
             Self::TooManyReviews => (StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED"),
-        };
+        }
+    }
+}
+
+impl IntoResponse for Malformed {
+    fn into_response(self) -> Response {
+        let (status, code) = self.code();
         let request_id = format!("req_{}", uuid::Uuid::new_v4().simple());
         tracing::debug!(code, request = request_id, "no review: {self}");
-        let form = ErrorForm {
-            error: ErrorDetailForm {
-                code,
+        let body = ErrorBody {
+            error: ErrorDetail {
+                code: code.to_owned(),
                 message: self.to_string(),
                 request_id,
             },
         };
-        let mut response = (status, Json(form)).into_response();
+        let mut response = (status, Json(body)).into_response();
         if matches!(self, Self::TooManyReviews) {
             response
                 .headers_mut()
@@ -200,6 +193,26 @@ impl IntoResponse for Malformed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::error::Code;
+
+    #[test]
+    fn every_code_is_one_of_the_api_with_its_status() {
+        for refusal in [
+            Malformed::Review(ReviewError::NotJson),
+            Malformed::Review(ReviewError::Malformed),
+            Malformed::Review(ReviewError::AnotherKind),
+            Malformed::Review(ReviewError::NoRequest),
+            Malformed::TooManyParts,
+            Malformed::BrokenOff,
+            Malformed::TooLong,
+            Malformed::TooSlow,
+            Malformed::TooManyReviews,
+        ] {
+            let (status, word) = refusal.code();
+            let code = Code::ALL.iter().find(|code| code.as_str() == word);
+            assert_eq!(code.map(|code| code.status()), Some(status), "{word}");
+        }
+    }
 
     fn hasty() -> Bodies {
         Bodies {
