@@ -27,7 +27,9 @@ mod injection_setting;
 mod injection_values;
 mod kube_administration;
 mod kube_certificates;
+mod kube_deletion;
 mod kube_identity;
+mod kube_ownership;
 mod kube_resources;
 mod vault_alone;
 
@@ -46,6 +48,8 @@ fn main() -> ExitCode {
             injection_refusals::journeys(),
             injection_outages::journeys(),
             kube_resources::journeys(),
+            kube_ownership::journeys(),
+            kube_deletion::journeys(),
             kube_identity::journeys(),
             kube_certificates::journeys(),
             kube_administration::journeys(),
