@@ -8,8 +8,7 @@ use tempfile::TempDir;
 
 use crate::canary::{self, DATA_KEYS, SEALED_KEYS, awkward_value};
 use crate::harness::{
-    Installation, Journey, Namespace, Program, checkout, eventually, example, get, random_text,
-    sha256_hex,
+    Installation, Journey, Namespace, Program, checkout, example, get, random_text, sha256_hex,
 };
 
 pub(crate) fn journeys() -> Vec<Journey> {
@@ -65,7 +64,7 @@ fn two_replicas_on_postgres(namespace: &Namespace) {
     // The names of variables are no secrets: this one is planted in the database.
     api.set(&organization, "shop", "development", &marker, "value");
     drop(api);
-    assert_eq!(value_in_a_pod(namespace), sha256_hex(&value));
+    assert_eq!(namespace.value_in_a_pod(), sha256_hex(&value));
 
     // Whichever replica goes, the other one has it.
     for gone in &replicas {
@@ -73,7 +72,7 @@ fn two_replicas_on_postgres(namespace: &Namespace) {
             .kubectl(["delete", "pod", "--wait", gone])
             .succeed();
         assert_eq!(
-            value_in_a_pod(namespace),
+            namespace.value_in_a_pod(),
             sha256_hex(&value),
             "without {gone}"
         );
@@ -181,28 +180,4 @@ impl Drop for Database {
 
 fn script(command: &str) -> Program {
     Program::new(checkout().join("tests/cluster/postgres")).args([command])
-}
-
-/// The SHA-256 that the example's pod prints.
-#[track_caller]
-fn value_in_a_pod(namespace: &Namespace) -> String {
-    namespace.delete_pod_now("shop");
-    eventually("the pod to be admitted", || {
-        let output = namespace
-            .kubectl(["apply", "-f", "-"])
-            .stdin(namespace.example("first-value/pod.yaml"))
-            .output();
-        output
-            .status
-            .success()
-            .then_some(())
-            .ok_or_else(|| output.to_string())
-    });
-    namespace.wait_phase("shop", "Succeeded");
-    let printed = namespace.logs("shop");
-    printed
-        .split_whitespace()
-        .next()
-        .unwrap_or_default()
-        .to_owned()
 }

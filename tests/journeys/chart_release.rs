@@ -60,7 +60,7 @@ fn a_second_release_is_refused(namespace: &Namespace) {
 fn values_outlive_a_release(namespace: &Namespace) {
     let installation = Installation::shared();
     let (organization, value) = first_value(installation, namespace);
-    assert_eq!(value_in_a_pod(namespace), sha256_hex(&value));
+    assert_eq!(namespace.value_in_a_pod(), sha256_hex(&value));
     // One that holds a finalizer.
     namespace.apply(
         json!({"apiVersion": "barekey.dev/v1alpha1", "kind": "BarekeyStage", "metadata": {"name": "staging"},
@@ -93,7 +93,7 @@ fn values_outlive_a_release(namespace: &Namespace) {
         );
     }
     namespace.wait_ready("barekeystage/development");
-    assert_eq!(value_in_a_pod(namespace), sha256_hex(&value));
+    assert_eq!(namespace.value_in_a_pod(), sha256_hex(&value));
     let api = other.api();
     let again = api
         .barekey(&organization.owner, &["env", "get", "DATABASE_URL"])
@@ -269,7 +269,7 @@ fn an_upgrade_refuses_for_seconds(namespace: &Namespace) {
     );
     // Two to five seconds on two idle cores.
     assert!(longest < Duration::from_secs(20), "{longest:?}");
-    assert_eq!(value_in_a_pod(namespace), sha256_hex(&value));
+    assert_eq!(namespace.value_in_a_pod(), sha256_hex(&value));
     installation.install(&json!({}));
 }
 
@@ -348,30 +348,6 @@ fn first_value(installation: &Installation, namespace: &Namespace) -> (Organizat
         .api()
         .set(&organization, "shop", "development", "DATABASE_URL", &value);
     (organization, value)
-}
-
-/// The SHA-256 that the example's pod prints.
-#[track_caller]
-fn value_in_a_pod(namespace: &Namespace) -> String {
-    namespace.delete_pod_now("shop");
-    eventually("the pod to be admitted", || {
-        let output = namespace
-            .kubectl(["apply", "-f", "-"])
-            .stdin(namespace.example("first-value/pod.yaml"))
-            .output();
-        output
-            .status
-            .success()
-            .then_some(())
-            .ok_or_else(|| output.to_string())
-    });
-    namespace.wait_phase("shop", "Succeeded");
-    let printed = namespace.logs("shop");
-    printed
-        .split_whitespace()
-        .next()
-        .unwrap_or_default()
-        .to_owned()
 }
 
 /// Pods are created as if nobody had ever been here, and nothing of the release or its hook is there.

@@ -232,6 +232,30 @@ impl Namespace {
         self.kubectl(["logs", pod]).secret().succeed()
     }
 
+    /// The SHA-256 that the pod of `examples/first-value` prints, once it is admitted.
+    #[track_caller]
+    pub(crate) fn value_in_a_pod(&self) -> String {
+        self.delete_pod_now("shop");
+        eventually("the pod to be admitted", || {
+            let output = self
+                .kubectl(["apply", "-f", "-"])
+                .stdin(self.example("first-value/pod.yaml"))
+                .output();
+            output
+                .status
+                .success()
+                .then_some(())
+                .ok_or_else(|| output.to_string())
+        });
+        self.wait_phase("shop", "Succeeded");
+        let printed = self.logs("shop");
+        printed
+            .split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    }
+
     /// All events of this namespace.
     #[track_caller]
     pub(crate) fn events(&self) -> Vec<Event> {
