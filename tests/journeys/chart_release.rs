@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Installation, Journey, Namespace, Organization, checkout, eventually, get, helm, kubectl,
-    secret_text, sha256_hex,
+    Installation, Journey, Namespace, Organization, Program, checkout, eventually, get, helm,
+    kubectl, secret_text, sha256_hex,
 };
 
 pub(crate) fn journeys() -> Vec<Journey> {
@@ -24,6 +24,10 @@ pub(crate) fn journeys() -> Vec<Journey> {
         Journey::changing(
             "uninstalling_needs_neither_operator_nor_definitions",
             uninstalling_needs_nothing,
+        ),
+        Journey::changing(
+            "a_namespace_deleted_before_the_release_blocks_no_pods_for_long",
+            namespace_deleted_first,
         ),
         Journey::changing(
             "an_upgrade_refuses_annotated_pods_for_seconds_and_then_no_more",
@@ -209,6 +213,40 @@ fn uninstalling_needs_nothing(namespace: &Namespace) {
     installation.uninstall();
     nothing_is_left_in_the_way(namespace);
     installation.install(&json!({}));
+}
+
+fn namespace_deleted_first(namespace: &Namespace) {
+    let installation = Installation::shared();
+    namespace.make_service_account("shop");
+    namespace.restrict();
+    delete_the_release_by_its_namespace(installation);
+    namespace.refuse(annotated().to_string());
+    // The same name in the same namespace takes over what is left.
+    installation.make_anew();
+    let (_, value) = first_value(installation, namespace);
+    assert_eq!(namespace.value_in_a_pod(), sha256_hex(&value));
+
+    // And another one is told what to do first.
+    delete_the_release_by_its_namespace(installation);
+    let refusal = helm(["install", "second", "--namespace", namespace.name()])
+        .args(["--set", "masterKey.secret.name=key"])
+        .args([checkout().join("charts/barekey")])
+        .fail();
+    let told = "Release barekey is gone from namespace barekey";
+    assert!(refusal.stderr.contains(told), "{refusal}");
+    let mut lines = refusal.stderr.lines().map(str::trim);
+    let remove = lines.find(|line| line.starts_with("kubectl delete "));
+    let remove = remove.expect("a command");
+    Program::new("sh").args(["-c", remove]).succeed();
+    nothing_is_left_in_the_way(namespace);
+    installation.make_anew();
+}
+
+#[track_caller]
+fn delete_the_release_by_its_namespace(installation: &Installation) {
+    kubectl(["delete", "namespace", "--wait", installation.namespace()]).succeed();
+    let answer = installation.helm_uninstall().fail();
+    assert!(answer.stderr.contains("not found"), "{answer}");
 }
 
 fn an_upgrade_refuses_for_seconds(namespace: &Namespace) {

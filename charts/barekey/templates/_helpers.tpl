@@ -92,7 +92,11 @@ number), so that one look at all of them as a text comes first.
 {{- $name := index $annotations "meta.helm.sh/release-name" | default "" }}
 {{- $namespace := index $annotations "meta.helm.sh/release-namespace" | default "" }}
 {{- if and $name (or (ne $name .Release.Name) (ne $namespace .Release.Namespace)) }}
+{{- if lookup "v1" "Service" $namespace "barekey" }}
 {{- fail (printf "release %s in namespace %s is installed here already, and a cluster has one: upgrade that one, or uninstall it first" $name $namespace) }}
+{{- else }}
+{{- fail (printf "\n\nRelease %s is gone from namespace %s, but not what it had outside of it, which refuses pods that ask for injection: the namespace was deleted before `helm uninstall`. Remove the rest, and install again:\n\n  kubectl delete mutatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings,clusterroles,clusterrolebindings --selector app.kubernetes.io/name=barekey\n\nor install under that name in that namespace, which takes it over.\n" $name $namespace) }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
