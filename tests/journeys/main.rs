@@ -2,7 +2,7 @@
 //!
 //! `make test` runs them inside our own node (`tests/cluster/node`). With `KUBECONFIG` and
 //! `BAREKEY_IMAGE_LOADER` (a command that takes image files) they run on that cluster instead, and
-//! what needs the inside of a node is listed as not run there.
+//! what needs the inside of a node, or root on Debian where they have not that, is listed as not run there.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

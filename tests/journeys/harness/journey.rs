@@ -16,6 +16,7 @@ pub(crate) struct Journey {
     name: &'static str,
     group: Group,
     needs_inside: bool,
+    needs_root: bool,
     walk: Walk,
 }
 
@@ -66,11 +67,20 @@ impl Journey {
         }
     }
 
+    /// Mounts, becomes another user or starts Debian's PostgreSQL on this machine.
+    pub(crate) fn as_root(self) -> Self {
+        Self {
+            needs_root: true,
+            ..self
+        }
+    }
+
     fn new(name: &'static str, group: Group, walk: Walk) -> Self {
         Self {
             name,
             group,
             needs_inside: false,
+            needs_root: false,
             walk,
         }
     }
@@ -83,6 +93,7 @@ impl Journey {
         let Self {
             name,
             needs_inside,
+            needs_root,
             walk,
             ..
         } = self;
@@ -90,6 +101,11 @@ impl Journey {
             if needs_inside && Place::get().node().is_none() {
                 return Ok(Completion::ignored_with(
                     "not run here: needs the inside of our own node",
+                ));
+            }
+            if needs_root && !Place::get().is_root_on_debian() {
+                return Ok(Completion::ignored_with(
+                    "not run here: needs root on Debian",
                 ));
             }
             let began = Instant::now();

@@ -49,6 +49,12 @@ impl Place {
             .expect("this journey needs the inside of our node: mark it with .inside()")
     }
 
+    /// Whether this is root on Debian; our own node always is.
+    pub(super) fn is_root_on_debian(&self) -> bool {
+        self.node.is_some()
+            || (rustix::process::geteuid().is_root() && Path::new("/etc/debian_version").exists())
+    }
+
     /// Removes what the journeys left on a cluster that stays. Our own node keeps it: the last journey has read it, and
     /// the node ends now.
     pub(super) fn leave(&self) {
