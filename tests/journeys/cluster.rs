@@ -1,8 +1,10 @@
 //! What journeys rely on in our own node.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
+use rustix::fs::FlockOperation;
 use serde_json::json;
 
 use crate::harness::{
@@ -252,6 +254,8 @@ fn what_a_killed_node_leaves(_: &Namespace) {
         .succeed();
     caller.kill();
     assert!(!other.traces().is_empty(), "nobody was left to remove it");
+    let database = folder_of_a_killed_database();
+    let foreign = FolderOfAnother::make();
 
     // A node of another checkout.
     let next = OtherNode::new();
@@ -261,6 +265,10 @@ fn what_a_killed_node_leaves(_: &Namespace) {
     assert!(started.status.success(), "{why}\n{started}");
     other.wait_gone();
     next.wait_gone();
+    assert!(!database.exists(), "{} stays", database.display());
+    for file in [foreign.file(), foreign.locked_file()] {
+        assert!(file.exists(), "{} was somebody's", file.display());
+    }
 
     let said = started.stderr.lines().find_map(|line| {
         let rest = line.strip_prefix("node: DNS ready after ")?;
@@ -269,6 +277,69 @@ fn what_a_killed_node_leaves(_: &Namespace) {
     let took = said.unwrap_or_else(|| panic!("it does not say when DNS is ready: {started}"));
     println!("     a node started in {took} ms, with DNS");
     assert!(took <= COLD_START_MS_MAX, "{took} ms");
+}
+
+/// Where a PostgreSQL was, which was killed together with the script that runs it.
+#[track_caller]
+fn folder_of_a_killed_database() -> PathBuf {
+    let url = Program::new(checkout().join("tests/cluster/postgres"))
+        .args(["run", "sh", "-c"])
+        .args(["echo \"$BAREKEY_TEST_POSTGRES\"; kill -s KILL $PPID"])
+        .secret()
+        .output()
+        .stdout;
+    let (_, file) = url.trim().rsplit_once("sslrootcert=").expect("a URL");
+    let folder = Path::new(file).parent().expect("a folder").to_owned();
+    assert!(folder.join("data").exists(), "nobody was left to remove it");
+    // The server's processes take a moment to see that they have been left.
+    eventually("the end of the server", || {
+        let lock = File::open(&folder).map_err(|error| error.to_string())?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|error| error.to_string())
+    });
+    folder
+}
+
+/// What is called as our own folders are, and is not a node's; and one of ours that is in use. Removed when it is dropped.
+struct FolderOfAnother {
+    unmarked: PathBuf,
+    locked: PathBuf,
+    _lock: File,
+}
+
+impl FolderOfAnother {
+    fn make() -> Self {
+        let [unmarked, locked] =
+            [OtherNode::new().state, OtherNode::new().state].map(PathBuf::from);
+        for folder in [&unmarked, &locked] {
+            std::fs::create_dir(folder).expect("a folder can be made");
+            std::fs::write(folder.join("barekey.db"), "a vault").expect("a file can be written");
+        }
+        std::fs::write(locked.join("may-be-swept"), "").expect("a file can be written");
+        let lock = File::open(&locked).expect("it is there");
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive).expect("nobody else has it");
+        Self {
+            unmarked,
+            locked,
+            _lock: lock,
+        }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.unmarked.join("barekey.db")
+    }
+
+    fn locked_file(&self) -> PathBuf {
+        self.locked.join("barekey.db")
+    }
+}
+
+impl Drop for FolderOfAnother {
+    fn drop(&mut self) {
+        for folder in [&self.unmarked, &self.locked] {
+            drop(std::fs::remove_dir_all(folder));
+        }
+    }
 }
 
 /// A pod of one busybox that Pod Security `restricted` lets through.

@@ -16,6 +16,8 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Mutex;
 
+use crate::harness::random_bytes;
+
 /// Which database a journey runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Engine {
@@ -109,9 +111,9 @@ pub(crate) struct OwnPostgres {
 
 impl OwnPostgres {
     pub(crate) fn up() -> Self {
-        let port = free_port();
-        let name = format!("barekey-journey-{}-{port}", std::process::id());
-        Self::up_in(Path::new("/var/tmp").join(name), port)
+        // As the folders are called that a start of the node sweeps.
+        let name = format!("barekey-{}", hex::encode(random_bytes::<4>()));
+        Self::up_in(Path::new("/var/tmp").join(name), free_port())
     }
 
     /// On a disk of its own.
