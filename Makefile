@@ -43,7 +43,7 @@ bench:
 	BAREKEY_BENCH_AGENT=$(TARGET)/agent/barekey cargo bench --locked -- $(BENCH)
 
 images:
-	$(NODE) packages
+	$(NODE) packages buildah
 	tests/cluster/images
 
 programs:

@@ -90,12 +90,14 @@ busybox_root() { # FOLDER
   echo 'root:x:0:' >"$1/etc/group"
 }
 
-# Installs the packages that are missing, or names the command.
+# packages [NAME..]: installs those that are missing, or names the command; without names, all that
+# the node needs.
 packages() {
   local package missing=() command=(apt-get -y --no-install-recommends)
+  [ $# -gt 0 ] || set -- "${PACKAGES[@]}"
   command -v dpkg-query >/dev/null ||
-    fail "this is not Debian: get the programs of its packages ${PACKAGES[*]}"
-  for package in "${PACKAGES[@]}"; do
+    fail "this is not Debian: get the programs of its packages $*"
+  for package in "$@"; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] ||
       missing+=("$package")
   done
