@@ -4,6 +4,8 @@
 
 PACKAGES=(runc iptables iproute2 util-linux procps busybox-static buildah openssl postgresql)
 PACKAGES+=(curl jq)
+# Go, without what a caller's environment could change in the programs.
+GO=(env -u GOOS -u GOARCH CGO_ENABLED=0 GOFLAGS=-mod=readonly GOTOOLCHAIN=local GOWORK=off go)
 
 # pinned MODULE: its version in go.mod.
 pinned() { awk -v module="$1" '$1 == module && $2 ~ /^v/ { print $2; exit }' "$HERE/go.mod"; }
@@ -17,17 +19,24 @@ linker_flags() {
     "-X $package.gitMajor=1 -X $package.gitMinor=${minor%%.*}"
 }
 
-# The folder of the programs: another pin, toolchain or flag is another folder.
+# The folder of the programs: another pin, toolchain, target or flag is another folder.
 programs() {
   local go digest
-  go=$(cd "$HERE" && GOTOOLCHAIN=local go env GOVERSION) || fail "Go is needed: golang.org/dl"
-  digest=$(cat "$HERE"/go.{mod,sum} - <<<"$go $(linker_flags)" | sha256sum)
+  go=$(cd "$HERE" && "${GO[@]}" env GOVERSION GOOS GOARCH GOAMD64 GOARM64 GOEXPERIMENT GOFIPS140) ||
+    fail "Go is needed: golang.org/dl"
+  digest=$(
+    cat "$HERE"/go.{mod,sum}
+    echo "$go" "${GO[@]}"
+    declare -f linker_flags build_programs
+  )
+  digest=$(sha256sum <<<"$digest")
   echo "$CACHE/programs-${digest:0:12}"
 }
 
 # The folder of the images: pause, busybox, CoreDNS.
 images() {
   local digest
+  [ -e /bin/busybox ] || fail "busybox is not installed: \`node build\` does it"
   digest=$({ programs; cat "$HERE"/{Containerfile,image,programs.sh} /bin/busybox; } | sha256sum)
   echo "$CACHE/images-${digest:0:12}"
 }
@@ -58,9 +67,8 @@ build_programs() { # FOLDER
   echo "building Kubernetes $(pinned k8s.io/kubernetes): about 15 minutes on two cores"
   (
     cd "$HERE" || exit
-    unset GOOS GOARCH
-    export CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS=-mod=readonly GOBIN=$1
-    go install -trimpath -ldflags "$(linker_flags)" tool
+    export GOBIN=$1
+    "${GO[@]}" install -trimpath -ldflags "$(linker_flags)" tool
   )
   mv "$1/server" "$1/etcd"
 }
