@@ -205,23 +205,23 @@ parsed_text!(
 pub struct DisplayName(String);
 
 impl DisplayName {
-    /// A project's name: trimmed, 1 to [`PROJECT_NAME_CHARACTERS_MAX`] characters, none of them a control character.
+    /// A project's name: trimmed, 1 to [`PROJECT_NAME_CHARACTERS_MAX`] characters, none of them [unseen](is_unseen).
     pub fn parse_project(text: &str) -> Result<Self, NameError> {
         Self::parse(
             "project name",
             text,
             PROJECT_NAME_CHARACTERS_MAX,
-            "it must have 1 to 120 characters, without control characters",
+            "it must have 1 to 120 characters, without control and invisible ones",
         )
     }
 
-    /// A stage's name: trimmed, 1 to [`STAGE_NAME_CHARACTERS_MAX`] characters, none of them a control character.
+    /// A stage's name: trimmed, 1 to [`STAGE_NAME_CHARACTERS_MAX`] characters, none of them [unseen](is_unseen).
     pub fn parse_stage(text: &str) -> Result<Self, NameError> {
         Self::parse(
             "stage name",
             text,
             STAGE_NAME_CHARACTERS_MAX,
-            "it must have 1 to 64 characters, without control characters",
+            "it must have 1 to 64 characters, without control and invisible ones",
         )
     }
 
@@ -233,7 +233,7 @@ impl DisplayName {
     ) -> Result<Self, NameError> {
         let trimmed = text.trim();
         let valid = (1..=characters_max).contains(&trimmed.chars().count())
-            && !trimmed.chars().any(char::is_control);
+            && !trimmed.chars().any(is_unseen);
         if valid {
             Ok(Self(trimmed.to_owned()))
         } else {
@@ -245,6 +245,16 @@ impl DisplayName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Whether a character is a control character, or one of the others that show nothing of themselves and may make a name look
+/// like another: marks of writing direction, line and paragraph separators, spaces without width, tags. The joiners are none
+/// of them: scripts and emoji need them.
+pub fn is_unseen(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{00ad}' | '\u{061c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// One variable name, or every name with a prefix (`PREFIX_*`).
@@ -305,6 +315,26 @@ impl fmt::Display for NamePattern {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_display_name_has_nothing_that_is_not_seen() {
+        for good in ["Shop", "Läden & Büros", "می\u{200c}خواهم", "👩\u{200d}🚀"] {
+            assert!(DisplayName::parse_project(good).is_ok(), "{good:?}");
+            assert!(DisplayName::parse_stage(good).is_ok(), "{good:?}");
+        }
+        for bad in [
+            "a\tb",
+            "nosj\u{202e}.exe",
+            "a\u{2066}b",
+            "a\u{200b}b",
+            "a\u{feff}b",
+            "a\u{2028}b",
+            "a\u{e0041}b",
+        ] {
+            assert!(DisplayName::parse_project(bad).is_err(), "{bad:?}");
+            assert!(DisplayName::parse_stage(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn a_variable_name_of_160_bytes_passes_and_161_does_not() {

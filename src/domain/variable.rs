@@ -129,7 +129,7 @@ impl DeclaredType {
     /// | int64 | a decimal number without leading zeros | that number; `-0` becomes `0` |
     /// | float | a finite number, with white space around it | without that space |
     /// | date | RFC 3339 with seconds and a zone, a day of the calendar | UTC with milliseconds |
-    /// | json | JSON, no key of an object twice | compact, the keys of objects sorted, numbers digit for digit |
+    /// | json | JSON, at most 127 deep, no key of an object twice | compact, the keys of objects sorted, numbers digit for digit |
     ///
     /// # Errors
     /// [`NormaliseError`] for everything else. It never carries the value.
@@ -148,7 +148,7 @@ impl DeclaredType {
             ),
             Self::Json => (
                 json::normalise(text),
-                "use JSON in which no object has one key twice and every number is finite",
+                "use JSON, at most 127 deep, in which no object has one key twice and every number is finite",
             ),
         };
         normalised.ok_or(NormaliseError {

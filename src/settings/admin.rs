@@ -8,8 +8,10 @@ use clap::{Args, Subcommand};
 use super::SettingsError;
 use super::vault::{VaultArguments, VaultSource};
 use crate::domain::access::Role;
-use crate::domain::names::{OrganizationSlug, ProjectSlug, StageSlug, TokenId};
+use crate::domain::names::{OrganizationSlug, ProjectSlug, StageSlug, TokenId, is_unseen};
 
+/// The longest time from now after which a token may end, in days: a hundred years.
+const EXPIRY_DAYS_MAX: u64 = 36_500;
 /// How many characters of a database's address the name of its socket has: the path of a socket has 107 bytes.
 const SOCKET_NAME_CHARACTERS: usize = 48;
 
@@ -77,19 +79,20 @@ pub enum TokenCommand {
         /// The organization's slug.
         #[arg(long, value_name = "SLUG")]
         organization: OrganizationSlug,
-        /// The token's id, as `token create` and the audit trail name it.
+        /// The token's id, as `token create` and the audit trail name it. With any that is none, such as `list`, those that
+        /// there are are listed, with name, role, scope and last use.
         #[arg(value_name = "TOKEN_ID")]
         token: TokenId,
     },
 }
 
-/// A token's name: trimmed, 1 to 64 characters, none of them a control character.
+/// A token's name: trimmed, 1 to 64 characters, each of which is seen.
 fn token_name(text: &str) -> Result<String, String> {
     let name = text.trim();
-    if (1..=64).contains(&name.chars().count()) && !name.chars().any(char::is_control) {
+    if (1..=64).contains(&name.chars().count()) && !name.chars().any(is_unseen) {
         Ok(name.to_owned())
     } else {
-        Err("it must have 1 to 64 characters, without control characters".to_owned())
+        Err("it must have 1 to 64 characters, without control and invisible ones".to_owned())
     }
 }
 
@@ -192,10 +195,18 @@ impl Expiry {
 
 /// Why a text is not the end of a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "it is neither an instant such as 2027-01-31T12:00:00Z nor a time from now such as 30d, 12h or 90m"
-)]
-pub struct ExpiryError;
+pub enum ExpiryError {
+    /// No form that is known.
+    #[error(
+        "it is neither an instant such as 2027-01-31T12:00:00Z nor a time from now such as 30d, 12h or 90m"
+    )]
+    Unreadable,
+    /// Nobody means that.
+    #[error(
+        "it is more than {EXPIRY_DAYS_MAX} days from now: leave out --expires for a token that never ends"
+    )]
+    TooFar,
+}
 
 impl std::str::FromStr for Expiry {
     type Err = ExpiryError;
@@ -203,12 +214,19 @@ impl std::str::FromStr for Expiry {
     fn from_str(text: &str) -> Result<Self, ExpiryError> {
         for (unit, seconds) in [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)] {
             if let Some(count) = text.strip_suffix(unit) {
-                let count: u64 = count.parse().map_err(|_| ExpiryError)?;
-                let seconds = count.checked_mul(seconds).ok_or(ExpiryError)?;
-                return Ok(Self::In(Duration::from_secs(seconds)));
+                let digits = count.bytes().all(|byte| byte.is_ascii_digit());
+                if count.is_empty() || !digits {
+                    return Err(ExpiryError::Unreadable);
+                }
+                let count: u64 = count.parse().map_err(|_| ExpiryError::TooFar)?;
+                return count
+                    .checked_mul(seconds)
+                    .filter(|seconds| *seconds <= EXPIRY_DAYS_MAX * 86_400)
+                    .map(|seconds| Self::In(Duration::from_secs(seconds)))
+                    .ok_or(ExpiryError::TooFar);
             }
         }
-        let instant: jiff::Timestamp = text.parse().map_err(|_| ExpiryError)?;
+        let instant: jiff::Timestamp = text.parse().map_err(|_| ExpiryError::Unreadable)?;
         Ok(Self::At(instant.as_millisecond()))
     }
 }
@@ -297,7 +315,23 @@ mod tests {
         );
         assert_eq!("1970-01-01T00:00:01Z".parse(), Ok(Expiry::At(1_000)));
         for bad in ["", "d", "-1d", "30", "30w", "tomorrow", "1970-01-01"] {
-            assert_eq!(bad.parse::<Expiry>(), Err(ExpiryError), "{bad:?}");
+            assert_eq!(
+                bad.parse::<Expiry>(),
+                Err(ExpiryError::Unreadable),
+                "{bad:?}"
+            );
+        }
+        assert!("36500d".parse::<Expiry>().is_ok());
+        for far in ["36501d", "99999999999999d", "99999999999999999999999s"] {
+            assert_eq!(far.parse::<Expiry>(), Err(ExpiryError::TooFar), "{far:?}");
+        }
+    }
+
+    #[test]
+    fn a_tokens_name_has_nothing_that_is_not_seen() {
+        assert_eq!(token_name(" build bot "), Ok("build bot".to_owned()));
+        for bad in ["", " ", "a\nb", "a\u{202e}b", "a\u{200b}"] {
+            assert!(token_name(bad).is_err(), "{bad:?}");
         }
     }
 

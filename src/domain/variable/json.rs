@@ -6,7 +6,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The text that is stored for `text`; none when it is not JSON, or an object in it has one key twice.
+/// The text that is stored for `text`; none when it is not JSON, more than 127 deep, or an object in it has one key twice.
 pub(super) fn normalise(text: &str) -> Option<String> {
     // Reads all of it, and no deeper than the parser goes.
     let _: serde_json::Value = serde_json::from_str(text).ok()?;
@@ -109,7 +109,9 @@ mod tests {
             assert_eq!(normalise(bad), None, "{bad}");
         }
         let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-        assert!(normalise(&deep(100)).is_some());
-        assert_eq!(normalise(&deep(100_000)), None);
+        assert!(normalise(&deep(127)).is_some());
+        for depth in [128, 200, 100_000] {
+            assert_eq!(normalise(&deep(depth)), None);
+        }
     }
 }
