@@ -16,7 +16,11 @@ use crate::domain::plaintext::Plaintext;
 use crate::protocol::environment::Value;
 use crate::vault::Vault;
 use crate::vault::audit::AuditHead;
-use crate::vault::credentials::TokenRequest;
+use crate::vault::credentials::{RevokeTokenError, TokenRequest};
+use crate::vault::tokens::TokenSummary;
+
+/// How many tokens one message lists.
+const TOKENS_SHOWN_MAX: usize = 1000;
 
 /// What an administrator asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -164,8 +168,14 @@ async fn attempt(vault: &Vault, origin: &Origin, request: Request) -> Result<Rep
             organization,
             token,
         } => {
-            vault.revoke_token(origin, &organization, &token).await?;
-            Ok(Reply::Revoked { id: token.into() })
+            match vault.revoke_token(origin, &organization, &token).await {
+                Ok(()) => Ok(Reply::Revoked { id: token.into() }),
+                // Whoever lost a token has often lost its id too.
+                Err(error @ RevokeTokenError::NoToken(_)) => Ok(Reply::Refused {
+                    message: format!("{error}{}", listed(&vault.tokens(&organization).await?)),
+                }),
+                Err(error) => Err(error.into()),
+            }
         }
         Request::VerifyAudit { published } => {
             let published: Vec<_> = published
@@ -184,6 +194,27 @@ async fn attempt(vault: &Vault, origin: &Origin, request: Request) -> Result<Rep
             })
         }
     }
+}
+
+/// The tokens that there are, one a line, without the tokens themselves.
+fn listed(tokens: &[TokenSummary]) -> String {
+    let line = |token: &TokenSummary| {
+        let used = token
+            .last_used_at_ms
+            .and_then(|at| jiff::Timestamp::from_millisecond(at).ok())
+            .map_or_else(
+                || "never used".to_owned(),
+                |at| format!("last used {}", at.strftime("%Y-%m-%dT%H:%M:%SZ")),
+            );
+        let (id, name, description) = (&token.id, &token.name, &token.description);
+        format!("\n  {id}  {name:?}  {description}  {used}")
+    };
+    let mut text = "; these are not revoked:".to_owned();
+    text.extend(tokens.iter().take(TOKENS_SHOWN_MAX).map(line));
+    if let Some(more) = tokens.len().checked_sub(TOKENS_SHOWN_MAX + 1) {
+        text.push_str(&format!("\n  and {} older ones", more + 1));
+    }
+    text
 }
 
 fn text(token: &Plaintext) -> Value {

@@ -18,6 +18,7 @@ pub mod projects;
 mod reads;
 mod records;
 mod refusals;
+pub mod tokens;
 pub mod variables;
 mod writer;
 mod writes;

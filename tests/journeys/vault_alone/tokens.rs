@@ -88,7 +88,7 @@ pub(crate) fn a_bootstrap_is_done_once(engine: Engine) {
         ),
         (
             &["token", "revoke", "--organization", "acme", "tok_absent"],
-            "no token tok_absent",
+            "no token tok_absent; these are not revoked:",
         ),
     ] {
         let output = place.admin(arguments);
@@ -151,6 +151,30 @@ pub(crate) fn a_token_ends_when_it_expires_and_when_it_is_revoked(engine: Engine
     // At once: the very next request.
     let answer = server.evaluate(&revoked, STAGING, "KEEP");
     assert_eq!(answer.refusal(), (401, "UNAUTHORIZED".to_owned()));
+
+    // Whoever knows no id is shown those that there are, and no token.
+    let lasting = place.token("acme", &["--role", "viewer", "--expires", "1h"]);
+    let listing = place.admin(&["token", "revoke", "--organization", "acme", "list"]);
+    assert_eq!(listing.status.code(), Some(1));
+    let said = String::from_utf8(listing.stderr).unwrap();
+    let lasting_id = session(&server, &lasting).1["tokenId"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let lines: Vec<&str> = said
+        .lines()
+        .filter(|line| line.contains(&lasting_id))
+        .collect();
+    let [line] = lines[..] else {
+        panic!("{said}");
+    };
+    assert!(
+        line.contains("role=viewer") && line.contains("expires_at_ms="),
+        "{line}"
+    );
+    assert!(said.contains("role=owner"), "{said}");
+    assert!(!said.contains(&id), "a revoked one is listed: {said}");
+    assert!(!said.contains("bk_api_"), "a token is shown");
 
     server.wait_until("the end of the token", |server| {
         server.evaluate(&brief, STAGING, "KEEP").status != 200
