@@ -162,6 +162,8 @@ pub(crate) struct EvaluateBatch {
 impl Ask for EvaluateBatch {
     type Body = EvaluateBatchRequest;
 
+    const BODY_BYTES_MAX: usize = limits::BATCH_BODY_BYTES_MAX;
+
     fn shape(body: EvaluateBatchRequest) -> Result<Self, ApiError> {
         check_seeds(body.seed.as_deref(), body.key.as_deref())?;
         let asks = match (body.entries, body.names) {
@@ -387,9 +389,15 @@ impl Ask for Change {
 }
 
 fn entry(mut entry: WriteEntry) -> Result<Entry, ApiError> {
+    let name: VariableName = entry.name.trim().parse()?;
+    // Before the value: other kinds have none, or two.
+    let kind = entry.kind.trim().parse()?;
+    let Some(value) = &mut entry.value else {
+        return Err(invalid(format!("the entry of {name} has no value")));
+    };
     Ok(Entry {
-        name: entry.name.trim().parse()?,
-        kind: entry.kind.trim().parse()?,
+        name,
+        kind,
         declared_type: entry
             .declared_type
             .map(|word| word.trim().parse())
@@ -398,7 +406,7 @@ fn entry(mut entry: WriteEntry) -> Result<Entry, ApiError> {
             .visibility
             .map(|word| word.trim().parse())
             .transpose()?,
-        value: Plaintext::from(std::mem::take(&mut entry.value.0)),
+        value: Plaintext::from(std::mem::take(&mut value.0)),
     })
 }
 
@@ -491,6 +499,22 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_batch_that_is_allowed_fits_into_its_body() {
+        let long = "k".repeat(limits::SEED_BYTES_MAX);
+        let entries: Vec<_> = (0..limits::BATCH_NAMES_MAX)
+            .map(|index| {
+                let name = format!("N{index:0>159}");
+                serde_json::json!({"name": name, "declaredType": "boolean", "seed": long, "key": long})
+            })
+            .collect();
+        let body =
+            serde_json::json!({"projectSlug": "shop", "stageSlug": "staging", "entries": entries});
+        assert!(body.to_string().len() < EvaluateBatch::BODY_BYTES_MAX);
+        assert!(batch(body).is_ok());
+        const { assert!(limits::BATCH_BODY_BYTES_MAX <= limits::WRITE_BODY_BYTES_MAX) };
+    }
+
+    #[test]
     fn a_name_may_be_once_across_entries_and_deletes() {
         let entry = serde_json::json!({"name": "A", "kind": "secret", "value": "1"});
         let body = |entries: serde_json::Value, deletes: serde_json::Value| {
@@ -520,7 +544,25 @@ mod tests {
         assert!(change(body("upsert", "secret")).is_ok());
         assert!(change(body("create_only", "secret")).is_ok());
         assert!(change(body("replace", "secret")).is_err());
-        assert!(change(body("upsert", "ab_roll")).is_err());
+        // Whatever else its form has, it is the kind that is told.
+        let mut later = body("upsert", "ab_roll");
+        let form = &mut later["entries"][0];
+        *form = serde_json::json!({"name": "A", "kind": "ab_roll", "valueA": "1", "valueB": "2", "chance": 0.5});
+        for later in [body("upsert", "ab_roll"), later] {
+            let refused = change(later).err().unwrap();
+            assert_eq!(refused.code(), Code::InvalidRequest);
+            assert!(
+                refused.message().contains("not in this version"),
+                "{}",
+                refused.message()
+            );
+        }
+        let mut none = body("upsert", "secret");
+        none["entries"][0] = serde_json::json!({"name": "A", "kind": "secret"});
+        assert_eq!(
+            change(none).err().unwrap().message(),
+            "the entry of A has no value"
+        );
     }
 
     #[test]

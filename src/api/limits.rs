@@ -12,6 +12,9 @@ use crate::domain::shares::Bounds;
 
 /// The longest body of `POST /v1/env/write`, in bytes.
 pub const WRITE_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The longest body of `POST /v1/env/evaluate-batch`, in bytes: as many entries as it may have, each with the longest name,
+/// seed and key. No longer than that of a write, which is what one body may take of [`BODIES`].
+pub const BATCH_BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// The longest body of every other route, in bytes.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// Whose bodies may be in memory at once, in bytes, until what they ask is done.

@@ -2,21 +2,22 @@
 
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{Method, header};
 use axum::response::IntoResponse;
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::error::Code;
-use super::{Api, COMMON_REFUSALS, CREDENTIAL_REFUSALS, Callers, ROUTES, Route};
+use super::{Api, COMMON_REFUSALS, CREDENTIAL_REFUSALS, Callers, ROUTES, Route, limits};
 use crate::domain::audit::Action;
+use crate::domain::variable::{DeclaredType, Kind, Visibility};
 use crate::protocol::error::ErrorBody;
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Barekey",
-        description = "The vault of Barekey for Kubernetes. Every answer carries the id of its request; every refusal has the body `ErrorBody`.",
+        description = "The vault of Barekey for Kubernetes. Every answer carries the id of its request; every refusal has the body `ErrorBody`. What is no HTTP request is refused before the API sees it, with 400, or 431 for headers that are too long, and with an empty body.",
     ),
     paths(
         super::environment::evaluate,
@@ -35,6 +36,19 @@ use crate::protocol::error::ErrorBody;
     components(schemas(ErrorBody))
 )]
 struct Handlers;
+
+/// Properties that are one of a few words and no type of their own: schema, property, words.
+const WORDS: &[(&str, &str, &[&str])] = &[
+    ("WriteRequest", "mode", &["upsert", "create_only"]),
+    ("SessionResponse", "source", &["token", "pod"]),
+];
+
+/// Types that are one of a few words: schema, words.
+const WORD_TYPES: &[(&str, &[&str])] = &[
+    ("Kind", Kind::WORDS),
+    ("DeclaredType", DeclaredType::WORDS),
+    ("Visibility", Visibility::WORDS),
+];
 
 /// This document.
 #[utoipa::path(
@@ -95,15 +109,34 @@ pub fn document() -> Value {
         {
             code.insert("enum".to_owned(), json!(codes));
         }
+        for (schema, words) in WORD_TYPES {
+            if let Some(schema) = schemas.get_mut(*schema).and_then(Value::as_object_mut) {
+                schema.insert("enum".to_owned(), json!(words));
+            }
+        }
+        for (schema, property, words) in WORDS {
+            if let Some(property) = schemas
+                .get_mut(*schema)
+                .and_then(|schema| schema.pointer_mut(&format!("/properties/{property}")))
+                .and_then(Value::as_object_mut)
+            {
+                property.insert("enum".to_owned(), json!(words));
+            }
+        }
     }
     document
 }
 
+fn takes_body(route: &Route) -> bool {
+    route.method == Method::POST
+}
+
 /// Every code that a route may refuse with.
 fn refusals(route: &Route) -> impl Iterator<Item = Code> {
-    let common: &[Code] = match route.callers {
-        Callers::Everyone => &[Code::InternalError],
-        Callers::Tokens | Callers::Pods | Callers::Recognised => COMMON_REFUSALS,
+    let common: &[Code] = if takes_body(route) {
+        COMMON_REFUSALS
+    } else {
+        &[Code::InternalError]
     };
     let credential: &[Code] = match route.callers {
         Callers::Everyone => &[],
@@ -124,6 +157,7 @@ fn describe(route: &Route, operation: &mut Map<String, Value>) {
         Callers::Recognised => json!([{"token": []}, {"pod": []}]),
     };
     operation.insert("security".to_owned(), security);
+    operation.insert("parameters".to_owned(), headers(route));
     let Some(responses) = operation
         .get_mut("responses")
         .and_then(Value::as_object_mut)
@@ -145,6 +179,35 @@ fn describe(route: &Route, operation: &mut Map<String, Value>) {
             description.push_str(code.as_str());
         }
     }
+    for response in responses.values_mut().filter_map(Value::as_object_mut) {
+        response.insert(
+            "headers".to_owned(),
+            json!({"x-request-id": {"description": "The id of the request.", "schema": {"type": "string"}}}),
+        );
+    }
+}
+
+/// The headers that a request may have beside its credential.
+fn headers(route: &Route) -> Value {
+    let header = |name: &str, length_max: usize, description: &str| {
+        json!({
+            "name": name, "in": "header", "required": false, "description": description,
+            "schema": {"type": "string", "minLength": 1, "maxLength": length_max},
+        })
+    };
+    let mut headers = vec![header(
+        "x-request-id",
+        limits::REQUEST_ID_BYTES_MAX,
+        "The id of the request, if the caller has one: visible ASCII characters. Any other is replaced.",
+    )];
+    if takes_body(route) {
+        headers.push(header(
+            "x-barekey-request-key",
+            limits::REQUEST_KEY_BYTES_MAX,
+            "Visible ASCII characters. What is read again under the same key counts as used once.",
+        ));
+    }
+    Value::Array(headers)
 }
 
 #[cfg(test)]
@@ -228,6 +291,98 @@ mod tests {
             let pointer = target.strip_prefix('#').unwrap();
             assert!(document.pointer(pointer).is_some(), "{target}");
         }
+    }
+
+    #[test]
+    fn every_property_of_the_document_has_a_type() {
+        const SAYS: [&str; 5] = ["type", "$ref", "oneOf", "allOf", "anyOf"];
+        fn walk(at: &str, schema: &Value, seen: &mut usize) {
+            *seen += 1;
+            assert!(
+                SAYS.iter().any(|word| schema.get(*word).is_some()),
+                "{at}: {schema}"
+            );
+            let properties = schema.get("properties").and_then(Value::as_object);
+            for (name, inner) in properties.into_iter().flatten() {
+                walk(&format!("{at}.{name}"), inner, seen);
+            }
+            for word in ["items", "additionalProperties"] {
+                if let Some(inner) = schema.get(word).filter(|inner| !inner.is_boolean()) {
+                    walk(&format!("{at}.{word}"), inner, seen);
+                }
+            }
+            for word in ["oneOf", "allOf", "anyOf"] {
+                for inner in schema
+                    .get(word)
+                    .and_then(Value::as_array)
+                    .into_iter()
+                    .flatten()
+                {
+                    walk(&format!("{at}.{word}"), inner, seen);
+                }
+            }
+        }
+        let document = document();
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        let mut seen = 0;
+        for (name, schema) in schemas {
+            walk(name, schema, &mut seen);
+        }
+        assert!(seen > 100, "{seen}");
+        assert_eq!(
+            schemas["PullResponse"]["properties"]["variables"]["additionalProperties"]["type"],
+            "string"
+        );
+        for schema in ["WriteEntry", "EvaluatedVariable", "PodValue"] {
+            assert_eq!(
+                schemas[schema]["properties"]["value"]["type"], "string",
+                "{schema}"
+            );
+            let required = schemas[schema]["required"].as_array().unwrap();
+            assert!(required.contains(&json!("value")), "{schema}");
+        }
+    }
+
+    #[test]
+    fn words_and_headers_are_closed_lists_in_the_document() {
+        let document = document();
+        let schemas = &document["components"]["schemas"];
+        for (schema, property, words) in WORDS {
+            assert_eq!(
+                schemas[schema]["properties"][property]["enum"],
+                json!(words)
+            );
+        }
+        assert_eq!(schemas["Kind"]["enum"], json!(["secret"]));
+        assert_eq!(schemas["Visibility"]["enum"], json!(["private", "public"]));
+        assert_eq!(schemas["DeclaredType"]["enum"].as_array().unwrap().len(), 6);
+        for (schema, property, of) in [
+            ("WriteEntry", "kind", "Kind"),
+            ("EvaluatedVariable", "declaredType", "DeclaredType"),
+            ("WriteEntry", "visibility", "Visibility"),
+            ("EvaluateRequest", "declaredType", "DeclaredType"),
+        ] {
+            let text = schemas[schema]["properties"][property].to_string();
+            assert!(
+                text.contains(&format!("#/components/schemas/{of}")),
+                "{schema}.{property}: {text}"
+            );
+        }
+        let session = &document["paths"]["/v1/cli/session"]["get"];
+        for status in ["400", "408", "413"] {
+            assert!(session["responses"].get(status).is_none(), "{status}");
+        }
+        let names = |operation: &Value| -> Vec<String> {
+            let parameters = operation["parameters"].as_array().unwrap();
+            parameters
+                .iter()
+                .map(|it| it["name"].as_str().unwrap().to_owned())
+                .collect()
+        };
+        assert_eq!(names(session), ["x-request-id"]);
+        let evaluate = &document["paths"]["/v1/env/evaluate"]["post"];
+        assert_eq!(names(evaluate), ["x-request-id", "x-barekey-request-key"]);
+        assert!(evaluate["responses"]["401"]["headers"]["x-request-id"].is_object());
     }
 
     #[test]

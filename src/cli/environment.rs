@@ -87,7 +87,7 @@ pub(super) fn run(command: EnvCommand, target: &Target, output: &Output) -> Resu
                 entries: vec![WriteEntry {
                     name,
                     kind: Kind::Secret.to_string(),
-                    value,
+                    value: Some(value),
                     declared_type: r#type.map(|declared| declared.to_string()),
                     visibility: visibility.map(|visibility| visibility.to_string()),
                 }],

@@ -29,12 +29,14 @@ macro_rules! words {
     ($(#[$doc:meta])* $name:ident, $what:literal, $expected:literal, { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
         pub enum $name {
             $($(#[$vdoc])* #[serde(rename = $word)] $variant),+
         }
 
         impl $name {
+            /// Every word.
+            pub const WORDS: &'static [&'static str] = &[$($word),+];
+
             /// The word on the wire and in the database.
             pub fn as_str(self) -> &'static str {
                 match self {
@@ -68,13 +70,15 @@ macro_rules! words {
 
 words!(
     /// What kind of variable it is.
-    Kind, "kind", "secret", {
+    #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
+    Kind, "kind", "secret; ab_roll and rollout are not in this version", {
         /// One value.
         Secret = "secret",
     }
 );
 words!(
     /// The type that a value is declared to have. A value is checked and normalised when it is written.
+    #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
     DeclaredType, "declared type", "string, boolean, int64, float, date or json", {
         /// Any text.
         String = "string",
@@ -91,11 +95,12 @@ words!(
     }
 );
 words!(
-    /// Whether a value may be read without a credential.
+    /// How reads of a value are recorded. Every read wants a credential.
+    #[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
     Visibility, "visibility", "private or public", {
-        /// Readable with access only.
+        /// Each read by itself.
         Private = "private",
-        /// Meant for browsers.
+        /// Those of API tokens as counts a minute: the value is no secret.
         Public = "public",
     }
 );

@@ -8,7 +8,6 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 /// A value on its way through a body: serialised as a string, wiped on drop, never printed.
 #[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 #[serde(transparent)]
-#[cfg_attr(feature = "server", derive(utoipa::ToSchema))]
 pub struct Value(pub String);
 
 impl std::fmt::Debug for Value {
@@ -33,6 +32,7 @@ pub struct EvaluateRequest {
     pub name: String,
     /// The type that the caller expects; another one is 400 `INVALID_REQUEST`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<crate::domain::variable::DeclaredType>))]
     pub declared_type: Option<String>,
     /// For two-armed variables; accepted and unused for `secret`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,12 +50,16 @@ pub struct EvaluatedVariable {
     /// Its name.
     pub name: String,
     /// Its kind.
+    #[cfg_attr(feature = "server", schema(value_type = crate::domain::variable::Kind))]
     pub kind: String,
     /// Its declared type.
+    #[cfg_attr(feature = "server", schema(value_type = crate::domain::variable::DeclaredType))]
     pub declared_type: String,
     /// `private` or `public`.
+    #[cfg_attr(feature = "server", schema(value_type = crate::domain::variable::Visibility))]
     pub visibility: String,
     /// The value, always as text.
+    #[cfg_attr(feature = "server", schema(value_type = String))]
     pub value: Value,
 }
 
@@ -80,6 +84,7 @@ pub struct EvaluateBatchEntry {
     pub name: String,
     /// The type that the caller expects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<crate::domain::variable::DeclaredType>))]
     pub declared_type: Option<String>,
     /// For two-armed variables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -152,6 +157,7 @@ pub struct PullRequest {
 #[serde(rename_all = "camelCase")]
 pub struct PullResponse {
     /// Name → value, every variable of the stage.
+    #[cfg_attr(feature = "server", schema(value_type = BTreeMap<String, String>))]
     pub variables: BTreeMap<String, Value>,
     /// The id of the request.
     pub request_id: String,
@@ -179,10 +185,13 @@ pub struct ListedVariable {
     /// Its name.
     pub name: String,
     /// Its kind.
+    #[cfg_attr(feature = "server", schema(value_type = crate::domain::variable::Kind))]
     pub kind: String,
     /// Its declared type.
+    #[cfg_attr(feature = "server", schema(value_type = crate::domain::variable::DeclaredType))]
     pub declared_type: String,
     /// `private` or `public`.
+    #[cfg_attr(feature = "server", schema(value_type = crate::domain::variable::Visibility))]
     pub visibility: String,
     /// The newest version.
     pub version: i64,
@@ -210,15 +219,20 @@ pub struct ListResponse {
 pub struct WriteEntry {
     /// The variable.
     pub name: String,
-    /// `secret`.
+    /// `secret`; the other kinds are not in this version.
+    #[cfg_attr(feature = "server", schema(value_type = crate::domain::variable::Kind))]
     pub kind: String,
     /// The value, at most 64 KiB of UTF-8 without NUL.
-    pub value: Value,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = String, required))]
+    pub value: Option<Value>,
     /// `string`, `boolean`, `int64`, `float`, `date` or `json`; absent: as it is, or `string` for a new variable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<crate::domain::variable::DeclaredType>))]
     pub declared_type: Option<String>,
     /// `private` or `public`; absent: as it is, or `private` for a new variable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schema(value_type = Option<crate::domain::variable::Visibility>))]
     pub visibility: Option<String>,
 }
 

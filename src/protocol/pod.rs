@@ -21,6 +21,7 @@ pub struct PodValue {
     /// The name in the stage.
     pub name: String,
     /// The value.
+    #[cfg_attr(feature = "server", schema(value_type = String))]
     pub value: Value,
 }
 
