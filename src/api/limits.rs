@@ -58,6 +58,9 @@ pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 pub const HEADER_TIME_MAX: Duration = Duration::from_secs(30);
 /// The longest headers of one request, in bytes.
 pub const HEADER_BYTES_MAX: usize = 32 * 1024;
+/// How many connections may wait until a listener takes them, such as when all pods of a cluster start anew; the kernel's own
+/// limit is `net.core.somaxconn`.
+pub const BACKLOG: u32 = 4096;
 /// How many connections one listener serves at once; more are closed as they come.
 pub const CONNECTIONS_MAX: usize = 4096;
 /// Whose connections they may be. One address may be all requests of a node, where its addresses are translated; still it

@@ -16,7 +16,7 @@ use axum_server::{Handle, Server};
 use hyper_util::rt::TokioTimer;
 use rustls::ServerConfig;
 use rustls::server::ResolvesServerCert;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 
 use self::guard::Guard;
@@ -56,14 +56,20 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds the address; port 0 picks a free one.
+    /// Binds the address; port 0 picks a free one. Inside a runtime.
     ///
     /// # Errors
     /// [`ListenError::Bind`].
     pub fn bind(address: SocketAddr) -> Result<Self, ListenError> {
         let bind = || {
-            let listener = TcpListener::bind(address)?;
-            listener.set_nonblocking(true)?;
+            let socket = match address {
+                SocketAddr::V4(_) => TcpSocket::new_v4()?,
+                SocketAddr::V6(_) => TcpSocket::new_v6()?,
+            };
+            // A server that restarts takes its port back at once.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            let listener = socket.listen(limits::BACKLOG)?.into_std()?;
             let address = listener.local_addr()?;
             Ok(Self { listener, address })
         };
@@ -155,5 +161,28 @@ impl<S> Accept<TcpStream, S> for Raw {
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
         std::future::ready(stream.set_nodelay(true).map(|()| (stream, service)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn many_connections_may_wait_until_they_are_taken() {
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        // More than the 128 that the standard library asks for; one too many is sent again after a second.
+        let mut waiting = Vec::new();
+        for index in 0..300 {
+            let connecting = TcpStream::connect(listener.address());
+            let connected = tokio::time::timeout(Duration::from_millis(900), connecting).await;
+            waiting.push(
+                connected
+                    .unwrap_or_else(|_| panic!("{index} wait"))
+                    .unwrap(),
+            );
+        }
     }
 }
