@@ -129,7 +129,17 @@ fn vault_settings(
     pod_identity: Option<Arc<dyn PodIdentity>>,
 ) -> anyhow::Result<VaultSettings> {
     let master_key = match source.master_key()? {
-        MasterKeySource::File { path, content } => {
+        MasterKeySource::File {
+            path,
+            content,
+            open_to_all,
+        } => {
+            if open_to_all {
+                tracing::warn!(
+                    file = %path.display(),
+                    "every user of this machine may read the master key: `chmod 0600` that file"
+                );
+            }
             MasterKey::from_file_content(content.reveal())
                 .with_context(|| format!("cannot use {}", path.display()))?
         }

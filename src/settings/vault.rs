@@ -1,8 +1,12 @@
 //! Where the vault is and what opens it: flags of `serve` and of `admin`.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use zeroize::Zeroizing;
 
 use super::SettingsError;
 use crate::domain::plaintext::Plaintext;
@@ -72,6 +76,8 @@ pub enum MasterKeySource {
         path: PathBuf,
         /// What is in it.
         content: Plaintext,
+        /// Whether every user of the machine may read it.
+        open_to_all: bool,
     },
     /// The environment variable [`MASTER_KEY_VARIABLE`].
     Environment(Plaintext),
@@ -105,15 +111,18 @@ impl VaultSource {
             (None, None) => Err(SettingsError::NoMasterKey),
             (Some(_), Some(_)) => Err(SettingsError::TwoMasterKeys),
             (None, Some(text)) => Ok(MasterKeySource::Environment(text)),
-            (Some(path), None) => Ok(MasterKeySource::File {
-                path: path.clone(),
-                content: Plaintext::new(std::fs::read(path).map_err(|source| {
-                    SettingsError::Read {
+            (Some(path), None) => {
+                let (content, open_to_all) =
+                    read_key(path).map_err(|source| SettingsError::Read {
                         path: path.clone(),
                         source,
-                    }
-                })?),
-            }),
+                    })?;
+                Ok(MasterKeySource::File {
+                    path: path.clone(),
+                    content,
+                    open_to_all,
+                })
+            }
         }
     }
 }
@@ -143,6 +152,15 @@ impl VaultArguments {
                 .filter(|path| !path.as_os_str().is_empty()),
         })
     }
+}
+
+/// What is in a file, and whether every user may read it. Its group may: Kubernetes gives a volume's files to one.
+fn read_key(path: &Path) -> std::io::Result<(Plaintext, bool)> {
+    let mut file = File::open(path)?;
+    let open_to_all = file.metadata()?.permissions().mode() & 0o004 != 0;
+    let mut content = Zeroizing::new(Vec::new());
+    file.read_to_end(&mut content)?;
+    Ok((Plaintext::new(std::mem::take(&mut *content)), open_to_all))
 }
 
 /// The file of `sqlite:PATH` or `sqlite://PATH`; `None` for other databases and for one in memory.

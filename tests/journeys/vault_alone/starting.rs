@@ -1,6 +1,7 @@
 //! What starts, what is refused at the start, and what it says then.
 
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -134,9 +135,17 @@ pub(crate) fn without_a_master_key_nothing_starts() {
         STANDARD.decode(&key).unwrap(),
     ] {
         std::fs::write(&file, content).unwrap();
-        place
-            .serve_with(&["--master-key-file", file.to_str().unwrap()])
-            .stop();
+        // It is said when others may read it; a group may, as of a volume in Kubernetes.
+        for (mode, told) in [(0o644, true), (0o604, true), (0o440, false), (0o600, false)] {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+            let server = place.serve_with(&["--master-key-file", file.to_str().unwrap()]);
+            let log = server.stop();
+            assert_eq!(
+                log.contains("may read the master key"),
+                told,
+                "{mode:o}: {log}"
+            );
+        }
     }
     place.master_key = key;
     let Err((_, log)) = place.try_serve(&["--master-key-file", file.to_str().unwrap()]) else {
