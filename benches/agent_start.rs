@@ -40,7 +40,6 @@ impl PodIdentity for OnePod {
                 service_account: "bench".parse().unwrap(),
                 pod: "bench".parse().unwrap(),
                 uid: "0".to_owned(),
-                node: None,
                 allowances: vec![allowance(self.0.get().unwrap())],
             })
         }

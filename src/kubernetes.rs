@@ -29,7 +29,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
-use kube::runtime::reflector::Store;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -118,16 +117,10 @@ async fn timed<T>(
 pub struct Running {
     /// Serves the current leaf to whoever connects to our TLS listener.
     pub certificate: Arc<dyn rustls::server::ResolvesServerCert>,
-    /// The certificate that pods and the API server trust.
-    pub authority: certificate::AuthorityCertificate,
-    /// Every BarekeyStage, as last seen.
-    pub stages: Store<resources::BarekeyStage>,
     /// What admission works with, for [`webhook::router`].
     pub admission: webhook::State,
     /// Whether a handshake with our own listener verified against the live webhook configuration, once.
     pub ready: watch::Receiver<bool>,
-    /// Whether this replica leads.
-    pub leads: watch::Receiver<bool>,
     /// What runs. Each task ends soon after `shutdown` turns true; one that ends before is a fault.
     pub tasks: JoinSet<&'static str>,
 }
@@ -185,22 +178,18 @@ pub async fn start(
         clock,
         events,
         metrics.clone(),
-        leads.clone(),
+        leads,
     );
-    let stages = controller.stages();
     let admission = webhook::State::new(
-        webhook::ClusterFacts::new(client, stages.clone(), vault),
+        webhook::ClusterFacts::new(client, controller.stages(), vault),
         given_now,
         metrics,
     );
     tasks.spawn(named("controller", controller.run(shutdown)));
     Ok(Running {
         certificate,
-        authority,
-        stages,
         admission,
         ready,
-        leads,
         tasks,
     })
 }

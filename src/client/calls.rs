@@ -8,8 +8,8 @@ use crate::domain::names::{StageId, VariableName};
 use crate::domain::plaintext::Plaintext;
 use crate::domain::reference::FORM_VERSION;
 use crate::protocol::environment::{
-    EvaluateBatchRequest, EvaluateBatchResponse, EvaluateRequest, EvaluateResponse, ListRequest,
-    ListResponse, PullRequest, PullResponse, WriteRequest, WriteResponse,
+    EvaluateRequest, EvaluateResponse, ListRequest, ListResponse, PullRequest, PullResponse,
+    WriteRequest, WriteResponse,
 };
 use crate::protocol::management::{
     ProjectCreateRequest, ProjectCreateResponse, ProjectListRequest, ProjectListResponse,
@@ -40,22 +40,6 @@ impl Client {
             body.name, body.project_slug, body.stage_slug
         );
         self.post(what, "/v1/env/evaluate", Effect::Reads, body)
-            .await
-    }
-
-    /// `POST /v1/env/evaluate-batch`.
-    ///
-    /// # Errors
-    /// [`ClientError`].
-    pub async fn evaluate_batch(
-        &self,
-        body: &EvaluateBatchRequest,
-    ) -> Result<EvaluateBatchResponse, ClientError> {
-        let what = format!(
-            "read variables of {}/{}",
-            body.project_slug, body.stage_slug
-        );
-        self.post(what, "/v1/env/evaluate-batch", Effect::Reads, body)
             .await
     }
 

@@ -165,8 +165,6 @@ pub struct PodCaller {
     pub pod: ObjectName,
     /// Its UID.
     pub uid: String,
-    /// The node that it runs on, if it was told.
-    pub node: Option<String>,
     /// The allowances in its spec, as the API server has it; empty for a pod that was never injected.
     pub allowances: Vec<Allowance>,
 }

@@ -148,7 +148,6 @@ impl ClusterIdentity {
             service_account: reviewed.service_account,
             pod: reviewed.pod,
             uid: reviewed.uid,
-            node: reviewed.node,
             allowances,
         })
     }

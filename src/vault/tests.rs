@@ -314,7 +314,6 @@ fn pod(namespace: &str, account: &str, allowances: Vec<Allowance>) -> PodCaller 
         service_account: account.parse().unwrap(),
         pod: "api-1".parse().unwrap(),
         uid: "u".to_owned(),
-        node: None,
         allowances,
     }
 }

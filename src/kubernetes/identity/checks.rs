@@ -15,7 +15,6 @@ const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
 const POD_NAME_EXTRA: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID_EXTRA: &str = "authentication.kubernetes.io/pod-uid";
-const NODE_NAME_EXTRA: &str = "authentication.kubernetes.io/node-name";
 
 /// What a token says of itself. Not proven by anything.
 #[derive(Deserialize)]
@@ -56,7 +55,6 @@ pub(super) struct Reviewed {
     pub(super) service_account: ObjectName,
     pub(super) pod: ObjectName,
     pub(super) uid: String,
-    pub(super) node: Option<String>,
 }
 
 /// Which check failed, in words for the pod's owner.
@@ -149,7 +147,6 @@ pub(super) fn reviewed(status: TokenReviewStatus, audience: &str) -> Result<Revi
         service_account,
         pod,
         uid,
-        node: one(NODE_NAME_EXTRA),
     })
 }
 
@@ -309,7 +306,6 @@ mod tests {
                 service_account: "api".parse().unwrap(),
                 pod: "api-1".parse().unwrap(),
                 uid: "uid-1".to_owned(),
-                node: None,
             }
         );
     }
