@@ -1,7 +1,7 @@
 //! The agent in pods: `barekey run -- PROGRAM ARGS…` fetches the container's variables and becomes the program.
 //!
 //! It is started by the container in place of its own command, as PID 1, from a read-only mount, under any user and beside any
-//! image or none. It starts no process, no thread and no shell: what it finds wrong it says in one line, on standard error and in
+//! image or none. It starts no process and no shell, and no thread but the one that looks a name up: what it finds wrong it says in one line, on standard error and in
 //! the container's termination message, and ends with a code other than 0.
 //!
 //! | exit code | meaning |

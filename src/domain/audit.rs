@@ -48,7 +48,7 @@ pub struct Origin {
 pub enum Action {
     /// An organization was made.
     OrganizationCreated,
-    /// A project was made, or adopted by a resource.
+    /// A project was made.
     ProjectCreated,
     /// What people call a project was changed.
     ProjectChanged,
