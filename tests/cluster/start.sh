@@ -41,13 +41,32 @@ make_state() {
 }
 
 make_cgroups() {
-  local group hierarchy file
+  local group hierarchy hierarchies=() controller file
   group=$(cgroup "$NODE")
-  for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/*; do
-    # A hierarchy of version 1, or the one of version 2, but no part of them.
-    [ "$(stat -f -c %T "$hierarchy")" = cgroup2fs ] || mountpoint -q "$hierarchy" || continue
-    [ -e "$hierarchy/cgroup.procs" ] || continue
+  # All of version 2, or each one of version 1. A link is another name of one.
+  if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+    hierarchies=(/sys/fs/cgroup)
+  else
+    for hierarchy in /sys/fs/cgroup/*; do
+      [ -L "$hierarchy" ] || [ ! -e "$hierarchy/cgroup.procs" ] || hierarchies+=("$hierarchy")
+    done
+  fi
+  [ ${#hierarchies[@]} -gt 0 ] || fail "no cgroups are mounted below /sys/fs/cgroup"
+  for hierarchy in "${hierarchies[@]}"; do
     mkdir "$hierarchy/$group"
+  done
+  # In version 2 a group has the controllers that were switched on above it, and kubelet wants all
+  # that it knows. In ours too, which keeps systemd from switching off what its units do not use.
+  # They stay on, as after any container runtime: by then somebody else may rely on them.
+  for controller in $(cat /sys/fs/cgroup/cgroup.controllers 2>/dev/null); do
+    case $controller in
+      cpu | cpuset | hugetlb | memory | pids)
+        for file in /sys/fs/cgroup{,"/$group"}/cgroup.subtree_control; do
+          echo "+$controller" >"$file" ||
+            fail "$controller cannot be switched on in $file: is this the inside of a container?"
+        done
+        ;;
+    esac
   done
   # In version 1 a new cpuset may use nothing.
   for file in cpuset.cpus cpuset.mems; do
@@ -70,7 +89,7 @@ configure() {
     text=${text//@KEY@/$key}
     echo "$text" >"$NODE/conf/$(basename "$file")"
   done
-  mv "$NODE/conf/bridge.conflist" "$NODE/cni/10-bridge.conflist"
+  mv "$NODE/conf/pods.conflist" "$NODE/cni/10-pods.conflist"
 }
 
 # Volumes of the kind `local`, which honours fsGroup (hostPath does not). Nothing makes them on
