@@ -49,10 +49,11 @@ impl Error {
         self.has_code(&CONFLICTS)
     }
 
-    /// Whether what was asked may have been done all the same: no answer came.
+    /// Whether what was asked may have been done all the same: no answer came, or one that ends the connection.
     pub(crate) fn is_uncertain(&self) -> bool {
         match self {
-            Self::Driver(error) => !matches!(error, sqlx::Error::Database(_)),
+            Self::Driver(sqlx::Error::Database(error)) => !dialect::is_certain(error.as_ref()),
+            Self::Driver(_) => true,
             Self::TooSlow { .. } => true,
             Self::Unreachable(_) | Self::Unexpected { .. } => false,
         }

@@ -8,8 +8,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
+use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgSeverity};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Row as _,
@@ -347,6 +348,22 @@ impl Connection {
     }
 }
 
+/// Whether the database says that it did nothing: a server that ends the connection may have done what was asked before.
+pub(super) fn is_certain(error: &(dyn DatabaseError + 'static)) -> bool {
+    match error.try_downcast_ref::<PgDatabaseError>() {
+        Some(error) => is_refusal(error.severity(), error.code()),
+        None => true,
+    }
+}
+
+/// Whether a server refused one statement, and goes on.
+fn is_refusal(severity: PgSeverity, code: &str) -> bool {
+    /// Connection exceptions, interventions of the operator, faults of the system.
+    const ENDINGS: [&str; 3] = ["08", "57P", "58"];
+    let ends = ENDINGS.iter().any(|class| code.starts_with(class));
+    severity == PgSeverity::Error && !ends
+}
+
 /// What a statement comes to, unless it takes longer than `timeout`.
 async fn answered<T>(
     timeout: Option<Duration>,
@@ -387,4 +404,40 @@ fn by_names(
         // Numbers and our own text alone: nothing from outside is in it.
         (AssertSqlSafe(sql).into_sql_str(), arguments)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::test_server;
+
+    #[test]
+    fn only_a_refusal_of_one_statement_is_certain() {
+        for (severity, code, certain) in [
+            (PgSeverity::Error, "23505", true),
+            (PgSeverity::Error, "40001", true),
+            (PgSeverity::Error, "57014", true),
+            (PgSeverity::Error, "53100", true),
+            (PgSeverity::Fatal, "57P01", false),
+            (PgSeverity::Error, "57P01", false),
+            (PgSeverity::Fatal, "53300", false),
+            (PgSeverity::Panic, "XX000", false),
+            (PgSeverity::Error, "08006", false),
+            (PgSeverity::Error, "58030", false),
+        ] {
+            assert_eq!(is_refusal(severity, code), certain, "{severity:?} {code}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_knows_what_a_server_did_that_ended_the_connection() {
+        let address = test_server::make_database().await;
+        let database = Database::open(&address, &[Risk::SslMode]).await.unwrap();
+        let mut db = database.writer().await.unwrap();
+        let refused = db.execute("SELECT 1 FROM nothing", vec![]).await;
+        assert!(!refused.unwrap_err().is_uncertain());
+        db.begin().await.unwrap();
+        test_server::end_connections(&address).await;
+        assert!(db.commit().await.unwrap_err().is_uncertain());
+    }
 }
