@@ -235,7 +235,9 @@ impl Vault {
                 let Some(inner) = weak.upgrade() else {
                     return;
                 };
-                Self(inner).record_counts().await;
+                let vault = Self(inner);
+                vault.record_counts().await;
+                vault.forget_request_keys().await;
             }
         });
         Ok(Self(inner))

@@ -26,6 +26,26 @@ pub(crate) fn add_usage(
     );
 }
 
+/// Whether a request is remembered that is older than `before_ms`.
+pub(crate) async fn has_request_keys(db: &mut Connection, before_ms: i64) -> Result<bool, Error> {
+    db.row(
+        "SELECT created_at FROM request_keys WHERE created_at < $1 LIMIT 1",
+        cells![before_ms],
+    )
+    .await
+    .map(|row| row.is_some())
+}
+
+/// Forgets the requests that are older than `before_ms`.
+pub(crate) async fn delete_request_keys(db: &mut Connection, before_ms: i64) -> Result<(), Error> {
+    db.execute(
+        "DELETE FROM request_keys WHERE created_at < $1",
+        cells![before_ms],
+    )
+    .await
+    .map(drop)
+}
+
 /// Remembers a request that named itself; `false` when it was there already.
 pub(crate) async fn insert_request_key(
     db: &mut Connection,

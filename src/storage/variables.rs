@@ -99,7 +99,7 @@ pub(crate) async fn newest_variables_by_name(
 pub(crate) struct StageSize {
     /// How many variables.
     pub(crate) variables: i64,
-    /// How many bytes the envelopes of their newest versions have.
+    /// How many bytes the envelopes of their newest versions have, as their rows say.
     pub(crate) sealed_bytes: i64,
 }
 
@@ -107,9 +107,11 @@ pub(crate) struct StageSize {
 pub(crate) async fn stage_size(db: &mut Connection, stage: &StageId) -> Result<StageSize, Error> {
     let row = db
         .row(
-            "SELECT COUNT(*), CAST(COALESCE(SUM(LENGTH(n.envelope_a)), 0) AS BIGINT)
+            // More than any envelope has counts as much as a stage may hold, so that no altered row makes the sum overflow.
+            "SELECT COUNT(*),
+                    CAST(COALESCE(SUM(CASE WHEN v.sealed_bytes BETWEEN 0 AND 8388608 THEN v.sealed_bytes
+                                           ELSE 8388609 END), 0) AS BIGINT)
                FROM variables v
-               JOIN variable_versions n ON n.stage_id = v.stage_id AND n.name = v.name AND n.version = v.version
               WHERE v.stage_id = $1 AND v.deleted_at IS NULL",
             cells![stage.as_str()],
         )
@@ -179,7 +181,8 @@ pub(crate) async fn append_versions(
                 version.name.as_str(),
                 version.version,
                 version.created_at,
-                version.updated_at
+                version.updated_at,
+                i64::try_from(version.envelope_a.len()).unwrap_or(i64::MAX)
             ]
         })
         .collect();
@@ -203,12 +206,12 @@ pub(crate) async fn append_versions(
         .collect();
     let mut batch = Batch::default();
     batch.insert_rows_or(
-        "INSERT INTO variables (stage_id, name, version, created_at, updated_at) VALUES",
-        5,
+        "INSERT INTO variables (stage_id, name, version, created_at, updated_at, sealed_bytes) VALUES",
+        6,
         newest,
         " ON CONFLICT (stage_id, name) DO UPDATE
              SET version = excluded.version, created_at = excluded.created_at,
-                 updated_at = excluded.updated_at, deleted_at = NULL",
+                 updated_at = excluded.updated_at, sealed_bytes = excluded.sealed_bytes, deleted_at = NULL",
     );
     batch.insert_rows(
         "INSERT INTO variable_versions (stage_id, name, version, operation_id, kind, declared_type, visibility, \

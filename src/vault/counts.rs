@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use super::Vault;
 use super::records::Chain;
+use super::writer::{Change, Verdict, Work};
 use crate::domain::access::Actor;
 use crate::domain::audit::{Action, AuditEvent, Origin, Outcome, Source};
 use crate::domain::names::{OrganizationId, ProjectSlug, StageSlug};
+use crate::storage;
 
 /// How often counts are recorded.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(60);
@@ -71,6 +73,43 @@ impl Vault {
                 counts.add_public_reads(place, count);
             }
         }
+    }
+}
+
+/// For how long a request that named itself is remembered, so that its repeat is not counted, in milliseconds: a day.
+const REQUEST_KEYS_KEPT_MS: i64 = 86_400_000;
+
+impl Vault {
+    /// Forgets the requests that named themselves longer ago than they are remembered. What fails is done a minute later.
+    pub(super) async fn forget_request_keys(&self) {
+        let before_ms = self.core().clock.now_ms() - REQUEST_KEYS_KEPT_MS;
+        let Ok(mut db) = self.reader().await else {
+            return;
+        };
+        let found = storage::usage::has_request_keys(&mut db, before_ms).await;
+        drop(db);
+        if found.is_ok_and(|found| found) {
+            let forgotten = self.0.queue.change(ForgetRequestKeys { before_ms }).await;
+            // The writer says why.
+            drop(forgotten);
+        }
+    }
+}
+
+struct ForgetRequestKeys {
+    before_ms: i64,
+}
+
+impl Change for ForgetRequestKeys {
+    type Answer = ();
+
+    fn chain(&self) -> Chain {
+        Chain::Installation
+    }
+
+    async fn run(&self, work: &mut Work) -> Result<Verdict<()>, storage::Error> {
+        storage::usage::delete_request_keys(&mut work.db, self.before_ms).await?;
+        Ok(Verdict::Keep(()))
     }
 }
 

@@ -103,8 +103,8 @@ async fn a_word_that_is_none_takes_its_own_variable_alone(place: Place) {
 async fn a_name_that_is_none_is_found_and_others_are_served(place: Place) {
     let acme = shop(&place).await;
     for statement in [
-        "INSERT INTO variables (stage_id, name, version, created_at, updated_at)
-         SELECT stage_id, 'no name', version, created_at, updated_at FROM variables WHERE name = 'A'",
+        "INSERT INTO variables (stage_id, name, version, created_at, updated_at, sealed_bytes)
+         SELECT stage_id, 'no name', version, created_at, updated_at, sealed_bytes FROM variables WHERE name = 'A'",
         "INSERT INTO variable_versions (stage_id, name, version, operation_id, kind, declared_type, visibility,
                                         envelope_a, lineage_id, dek_version, created_at)
          SELECT stage_id, 'no name', version, operation_id, kind, declared_type, visibility,

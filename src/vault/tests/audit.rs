@@ -318,6 +318,18 @@ async fn a_request_that_named_itself_is_counted_once(place: Place) {
         .await
         .unwrap();
     assert_eq!(keys.len(), 1);
+    // For a day: then it is forgotten.
+    let day_ms = 86_400_000;
+    let mut kept = async || {
+        acme.vault.forget_request_keys().await;
+        let keys = db.rows("SELECT request_key FROM request_keys", vec![]);
+        keys.await.unwrap().len()
+    };
+    place.clock.advance(day_ms);
+    assert_eq!(kept().await, 1);
+    place.clock.advance(1);
+    assert_eq!(kept().await, 0);
+    place.clock.advance(-day_ms - 1);
     let used = db
         .row("SELECT last_used_at FROM api_tokens", vec![])
         .await

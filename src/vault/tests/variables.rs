@@ -358,12 +358,19 @@ async fn a_stage_larger_than_memory_is_read_all_the_same(place: Place) {
     // The envelope of a version that is not the newest: only its length counts here.
     let mut db = acme.intruder().await;
     let filler = "f".repeat(9 * 1024 * 1024);
-    db.execute(
-        "UPDATE variable_versions SET envelope_a = $1 WHERE name = 'B'",
-        cells![filler],
-    )
-    .await
-    .unwrap();
+    let length = i64::try_from(filler.len()).unwrap();
+    for (statement, argument) in [
+        (
+            "UPDATE variable_versions SET envelope_a = $1 WHERE name = 'B'",
+            cells![filler],
+        ),
+        (
+            "UPDATE variables SET sealed_bytes = $1 WHERE name = 'B'",
+            cells![length],
+        ),
+    ] {
+        db.execute(statement, argument).await.unwrap();
+    }
     acme.vault.core().cache.forget_all();
     assert_eq!(acme.read("development", "A").await.unwrap(), "x");
     assert!(matches!(
@@ -430,12 +437,19 @@ async fn a_stage_takes_no_more_bytes_than_it_may(place: Place) {
     // Only its length counts here.
     let mut db = acme.intruder().await;
     let filler = "f".repeat(8 * 1024 * 1024 - 200);
-    db.execute(
-        "UPDATE variable_versions SET envelope_a = $1 WHERE name = 'B'",
-        cells![filler],
-    )
-    .await
-    .unwrap();
+    let length = i64::try_from(filler.len()).unwrap();
+    for (statement, argument) in [
+        (
+            "UPDATE variable_versions SET envelope_a = $1 WHERE name = 'B'",
+            cells![filler],
+        ),
+        (
+            "UPDATE variables SET sealed_bytes = $1 WHERE name = 'B'",
+            cells![length],
+        ),
+    ] {
+        db.execute(statement, argument).await.unwrap();
+    }
     acme.vault.core().cache.forget_all();
     let value = "v".repeat(1024);
     let refused = problem(acme.write("development", vec![entry("C", &value)]).await);

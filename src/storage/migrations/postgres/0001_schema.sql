@@ -89,13 +89,15 @@ CREATE TABLE data_keys (
     PRIMARY KEY (lineage_id, version)
 );
 
--- A deleted variable keeps its row, so that a version number is never used twice.
+-- A deleted variable keeps its row, so that a version number is never used twice. `sealed_bytes` is the length of the newest
+-- version's envelope, so that a stage is measured without reading its envelopes.
 CREATE TABLE variables (
     stage_id TEXT COLLATE "C" NOT NULL REFERENCES stages (id) ON DELETE RESTRICT,
     name TEXT COLLATE "C" NOT NULL,
     version BIGINT NOT NULL,
     created_at BIGINT NOT NULL,
     updated_at BIGINT NOT NULL,
+    sealed_bytes BIGINT NOT NULL,
     deleted_at BIGINT,
     PRIMARY KEY (stage_id, name)
 );
@@ -194,7 +196,7 @@ CREATE TABLE usage (
     PRIMARY KEY (organization_id, meter, day)
 );
 
--- Requests that named themselves, so that a repeat is counted once.
+-- Requests that named themselves, so that a repeat within a day is counted once.
 CREATE TABLE request_keys (
     organization_id TEXT COLLATE "C" NOT NULL REFERENCES organizations (id) ON DELETE RESTRICT,
     scope TEXT COLLATE "C" NOT NULL,
@@ -203,3 +205,4 @@ CREATE TABLE request_keys (
     created_at BIGINT NOT NULL,
     PRIMARY KEY (organization_id, scope, request_key)
 );
+CREATE INDEX request_keys_by_age ON request_keys (created_at);

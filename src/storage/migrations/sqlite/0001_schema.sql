@@ -89,13 +89,15 @@ CREATE TABLE data_keys (
     PRIMARY KEY (lineage_id, version)
 ) STRICT;
 
--- A deleted variable keeps its row, so that a version number is never used twice.
+-- A deleted variable keeps its row, so that a version number is never used twice. `sealed_bytes` is the length of the newest
+-- version's envelope, so that a stage is measured without reading its envelopes.
 CREATE TABLE variables (
     stage_id TEXT NOT NULL REFERENCES stages (id) ON DELETE RESTRICT,
     name TEXT NOT NULL,
     version INTEGER NOT NULL,
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,
+    sealed_bytes INTEGER NOT NULL,
     deleted_at INTEGER,
     PRIMARY KEY (stage_id, name)
 ) STRICT;
@@ -194,7 +196,7 @@ CREATE TABLE usage (
     PRIMARY KEY (organization_id, meter, day)
 ) STRICT;
 
--- Requests that named themselves, so that a repeat is counted once.
+-- Requests that named themselves, so that a repeat within a day is counted once.
 CREATE TABLE request_keys (
     organization_id TEXT NOT NULL REFERENCES organizations (id) ON DELETE RESTRICT,
     scope TEXT NOT NULL,
@@ -203,3 +205,4 @@ CREATE TABLE request_keys (
     created_at INTEGER NOT NULL,
     PRIMARY KEY (organization_id, scope, request_key)
 ) STRICT;
+CREATE INDEX request_keys_by_age ON request_keys (created_at);
