@@ -248,9 +248,14 @@ impl Vault {
         self.0.queue.closed().await;
     }
 
-    /// Writes what is still queued and closes the database.
-    pub async fn close(&self) {
+    /// Writes what is queued, and everything that is counted: the trail is whole then, unless the vault is used on.
+    pub async fn flush(&self) {
         self.record_counts().await;
+        self.0.queue.flush().await;
+    }
+
+    /// Writes what is still queued and closes the database. What is counted is lost unless it was flushed.
+    pub async fn close(&self) {
         self.0.queue.close().await;
         self.core().database.close().await;
     }

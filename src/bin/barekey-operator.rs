@@ -282,6 +282,9 @@ async fn run(settings: ServeSettings) -> anyhow::Result<()> {
     stop_sender.send_replace(true);
     while tasks.join_next().await.is_some() {}
     while parts.join_next().await.is_some() {}
+    // Nobody writes any more: these are the last heads.
+    vault.flush().await;
+    publish(&vault).await;
     vault.close().await;
     tracing::info!("stopped");
     fault.map_or(Ok(()), Err)
@@ -402,28 +405,30 @@ impl Signals {
     }
 }
 
-/// Publishes the heads of the audit trail in the log: at the start, then from time to time, and once more at the end.
+/// Publishes the heads of the audit trail at the start, and then from time to time.
 async fn publish_heads(vault: Vault, mut stop: watch::Receiver<bool>) {
     loop {
-        match vault.audit_heads().await {
-            Ok(heads) => {
-                for head in heads {
-                    let (chain, mac) = (&head.chain, &head.mac);
-                    let text = format!("{chain}:{}:{}:{mac}", head.epoch, head.sequence);
-                    tracing::info!(target: telemetry::AUDIT_TARGET, head = %text, "audit head");
-                }
-            }
-            Err(error) => {
-                let cause = &error.source;
-                tracing::warn!("the heads of the audit trail are not published: {error}: {cause}");
-            }
-        }
-        if *stop.borrow() {
-            return;
-        }
+        publish(&vault).await;
         tokio::select! {
             () = tokio::time::sleep(HEADS_EVERY) => {}
-            _ = stop.wait_for(|stop| *stop) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+/// Publishes the heads of the audit trail in the log.
+async fn publish(vault: &Vault) {
+    match vault.audit_heads().await {
+        Ok(heads) => {
+            for head in heads {
+                let (chain, mac) = (&head.chain, &head.mac);
+                let text = format!("{chain}:{}:{}:{mac}", head.epoch, head.sequence);
+                tracing::info!(target: telemetry::AUDIT_TARGET, head = %text, "audit head");
+            }
+        }
+        Err(error) => {
+            let cause = &error.source;
+            tracing::warn!("the heads of the audit trail are not published: {error}: {cause}");
         }
     }
 }
@@ -456,6 +461,7 @@ async fn administer(arguments: AdminArguments) -> anyhow::Result<ExitCode> {
             .with_context(|| format!("{error}, and its database does not open"))?;
             let who = format!("uid {}", rustix::process::getuid().as_raw());
             let reply = admin::perform(&vault, &admin::origin(who), request).await;
+            vault.flush().await;
             vault.close().await;
             reply
         }

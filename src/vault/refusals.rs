@@ -12,6 +12,8 @@ use crate::domain::audit::{Action, AuditEvent, Outcome};
 pub(crate) const WINDOW_MS: i64 = 60_000;
 /// How many refusals of one caller are recorded one by one in [`WINDOW_MS`].
 pub(crate) const RECORDED_MAX: u32 = 60;
+/// How often windows that are past are let go of at most, in milliseconds: it takes a look at all of them.
+const SWEEP_INTERVAL_MS: i64 = 1000;
 /// Of how many callers refusals are told apart.
 const CALLERS_MAX: usize = 10_000;
 
@@ -24,6 +26,8 @@ pub(crate) struct Refusals {
     windows: HashMap<Key, Window>,
     /// When the first of those that are over is past; there is nothing due before.
     due_ms: Option<i64>,
+    /// When windows that are past were last let go of.
+    swept_ms: i64,
 }
 
 /// What one group comes to count. It is put in place when the group is durable, and forgotten when it is not.
@@ -117,24 +121,30 @@ impl Refusals {
 
     /// The group of a tally is durable: what it counted is, and the windows begin anew whose count it recorded.
     pub(crate) fn settle(&mut self, tally: Tally, now_ms: i64) {
-        if tally.0.is_empty() {
-            return;
-        }
+        let mut recorded = false;
         for (key, mut window) in tally.0 {
             if window.counted > 0 {
+                recorded = true;
                 window.over -= window.counted;
                 window.counted = 0;
                 window.recorded = 0;
                 window.since_ms = now_ms;
             }
+            if window.over > 0 {
+                let past_ms = window.past_ms();
+                self.due_ms = Some(self.due_ms.map_or(past_ms, |due_ms| due_ms.min(past_ms)));
+            }
             self.windows.insert(key, window);
         }
-        if self.windows.len() >= CALLERS_MAX / 2 {
+        if recorded {
+            let over = self.windows.values().filter(|window| window.over > 0);
+            self.due_ms = over.map(Window::past_ms).min();
+        }
+        if self.windows.len() >= CALLERS_MAX && now_ms >= self.swept_ms + SWEEP_INTERVAL_MS {
+            self.swept_ms = now_ms;
             self.windows
                 .retain(|_, window| window.over > 0 || !window.is_past(now_ms));
         }
-        let over = self.windows.values().filter(|window| window.over > 0);
-        self.due_ms = over.map(Window::past_ms).min();
     }
 }
 

@@ -213,6 +213,7 @@ impl<C: Change> Waiting for Waiter<C> {
 enum Job {
     Record(Recording, oneshot::Sender<Result<Recorded, GroupError>>),
     Change(Box<dyn Waiting>),
+    Flush(oneshot::Sender<()>),
     Close(oneshot::Sender<()>),
 }
 
@@ -231,7 +232,7 @@ impl Queue {
             known: Known::default(),
             touched: HashMap::new(),
             refusals: Refusals::default(),
-            is_closing: false,
+            counts_all: false,
         };
         tokio::spawn(writer.run());
         Self(sender)
@@ -267,12 +268,21 @@ impl Queue {
         self.0.closed().await;
     }
 
+    /// Lets the writer do what is queued, and record everything that it counts.
+    pub(crate) async fn flush(&self) {
+        self.tell(Job::Flush).await;
+    }
+
     /// Lets the writer do what is queued, and ends it.
     pub(crate) async fn close(&self) {
-        let (reply, closed) = oneshot::channel();
-        if self.0.send(Job::Close(reply)).await.is_ok() {
+        self.tell(Job::Close).await;
+    }
+
+    async fn tell(&self, job: impl FnOnce(oneshot::Sender<()>) -> Job) {
+        let (reply, done) = oneshot::channel();
+        if self.0.send(job(reply)).await.is_ok() {
             // It has ended either way.
-            drop(closed.await);
+            drop(done.await);
         }
     }
 }
@@ -309,8 +319,8 @@ struct Writer {
     touched: HashMap<TokenId, i64>,
     /// Whose refusals are recorded one by one.
     refusals: Refusals,
-    /// Whether the vault is being closed: what is counted is recorded now.
-    is_closing: bool,
+    /// Whether everything that is counted is recorded now, and not when its time is over.
+    counts_all: bool,
 }
 
 /// A group, sorted by kind.
@@ -334,16 +344,23 @@ impl Writer {
         let mut jobs = Vec::with_capacity(GROUP_JOBS_MAX);
         while self.jobs.recv_many(&mut jobs, GROUP_JOBS_MAX).await > 0 {
             let mut group = Group::default();
+            let mut flushing = Vec::new();
             let mut closing = None;
             for job in jobs.drain(..) {
                 match job {
                     Job::Record(recording, reply) => group.recordings.push((recording, reply)),
                     Job::Change(change) => group.changes.push(change),
+                    Job::Flush(reply) => flushing.push(reply),
                     Job::Close(reply) => closing = Some(reply),
                 }
             }
-            self.is_closing = closing.is_some();
+            self.counts_all = !flushing.is_empty();
             self.write(group).await;
+            for reply in flushing {
+                if reply.send(()).is_err() {
+                    tracing::debug!("nobody waits for what was counted");
+                }
+            }
             if let Some(reply) = closing {
                 self.jobs.close();
                 if let Some(connection) = self.connection.take()
@@ -365,7 +382,7 @@ impl Writer {
     /// Writes a group and answers everyone in it.
     async fn write(&mut self, mut group: Group) {
         let is_empty = group.recordings.is_empty() && group.changes.is_empty();
-        if is_empty && !self.is_closing {
+        if is_empty && !self.counts_all {
             return;
         }
         match self.write_in_time(&mut group).await {
@@ -510,7 +527,7 @@ impl Writer {
         begins_late: bool,
     ) -> Result<Done, storage::Error> {
         self.bound_known();
-        let (mut tally, due) = self.refusals.begin(work.now_ms, self.is_closing);
+        let (mut tally, due) = self.refusals.begin(work.now_ms, self.counts_all);
         let mut heads = self.lock_heads(work, group, &due).await?;
         let verdicts = self.verdicts(work, group).await?;
         let mut changed = false;
