@@ -1,13 +1,18 @@
 //! What the vault promises, a file a noun. What holds for both databases is tried on both.
 
-/// Every test of the list, once on each database. Before the modules, which could not use it otherwise.
+/// Every test of the list, once on each database; those behind the semicolon are races, and run on threads of their own.
+/// Before the modules, which could not use it otherwise.
 macro_rules! on_both_databases {
-    ($($name:ident),+ $(,)?) => {
+    ($($name:ident),+ $(,)? $(; $($race:ident),+ $(,)?)?) => {
         mod sqlite {
             $(#[tokio::test] async fn $name() { super::$name(super::Place::sqlite()).await; })+
+            $($(#[tokio::test(flavor = "multi_thread")]
+            async fn $race() { super::$race(super::Place::sqlite()).await; })+)?
         }
         mod on_postgres {
             $(#[tokio::test] async fn $name() { super::$name(super::Place::postgres().await).await; })+
+            $($(#[tokio::test(flavor = "multi_thread")]
+            async fn $race() { super::$race(super::Place::postgres().await).await; })+)?
         }
     };
 }

@@ -8,6 +8,7 @@ on_both_databases!(
     a_token_of_a_small_role_is_refused_and_the_refusal_is_recorded,
     the_record_of_a_refusal_keeps_few_names,
     a_refused_listing_is_recorded,
+    a_refused_creation_is_recorded_though_its_caller_hung_up,
     variables_are_counted_to_those_who_may_list_them_alone,
     a_scoped_token_cannot_tell_what_is_there_outside_its_scope,
     a_role_that_sees_nothing_cannot_tell_which_stages_are_there,
@@ -163,6 +164,23 @@ async fn a_refused_listing_is_recorded(place: Place) {
     // What is allowed is not recorded.
     assert!(vault.list_projects(&scoped, &origin(), None).await.is_ok());
     assert_eq!(acme.count("read.refused").await, 5);
+}
+
+async fn a_refused_creation_is_recorded_though_its_caller_hung_up(place: Place) {
+    let acme = Acme::on(&place).await;
+    let developer = acme.caller(Role::Developer, None, None).await;
+    let name = DisplayName::parse_stage("QA").unwrap();
+    let (origin, project) = (origin(), "shop".parse().unwrap());
+    {
+        let creation = acme
+            .vault
+            .create_stage(&developer, &origin, None, &project, &name, None);
+        let mut creation = std::pin::pin!(creation);
+        assert!(futures::poll!(&mut creation).is_pending());
+    }
+    // What was asked before is done before.
+    acme.vault.check().await.unwrap();
+    assert_eq!(acme.count("write.refused").await, 1);
 }
 
 async fn variables_are_counted_to_those_who_may_list_them_alone(place: Place) {

@@ -7,6 +7,7 @@ use crate::domain::access::TokenCaller;
 use crate::domain::variable::DeclaredType;
 use crate::vault::cache::Environment;
 use crate::vault::loads::STAGES_BYTES_MAX;
+use crate::vault::pods::PodReadError;
 
 on_both_databases!(
     many_who_ask_for_one_cold_stage_load_it_once,
@@ -98,4 +99,72 @@ async fn a_stage_that_nobody_uses_leaves_its_room(place: Place) {
     assert_eq!(loads.free(), STAGES_BYTES_MAX - held.bytes());
     drop(held);
     assert_eq!(loads.free(), STAGES_BYTES_MAX);
+}
+
+/// What the writer of a file knows of a stage is not what readers find: each attempt of a read is overtaken.
+async fn overtake(acme: &Acme) {
+    acme.tamper("UPDATE stages SET epoch = epoch + 1").await;
+}
+
+#[tokio::test]
+async fn a_read_that_is_always_overtaken_is_done_inside_a_group() {
+    let place = Place::sqlite();
+    let acme = shop(&place).await;
+    assert_eq!(acme.read("development", "A").await.unwrap(), "x");
+    overtake(&acme).await;
+    assert_eq!(acme.read("development", "A").await.unwrap(), "x");
+    overtake(&acme).await;
+    let stage = target("shop", "development");
+    let pulled = acme
+        .vault
+        .pull(&acme.owner, &origin(), &stage, Some("key"))
+        .await;
+    assert_eq!(pulled.unwrap().len(), 1);
+    let billing = acme.caller(Role::Billing, None, None).await;
+    overtake(&acme).await;
+    let refused = read(&acme.vault, &billing, "development", "A").await;
+    assert!(matches!(refused, Err(ReadError::Refused(_))), "{refused:?}");
+    assert_eq!(acme.count("variables.read").await, 3);
+    assert_eq!(acme.count("read.refused").await, 1);
+    let mut db = acme.intruder().await;
+    let statement = "SELECT units FROM usage WHERE meter = 'dynamic_requests'";
+    let units = db.row(statement, cells![]).await.unwrap().unwrap();
+    assert_eq!(units.integer(0).unwrap(), 3);
+    assert_eq!(acme.findings().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_pod_that_is_always_overtaken_reads_inside_a_group() {
+    let place = Place::sqlite();
+    let acme = shop(&place).await;
+    let vault = &acme.vault;
+    vault
+        .declare_project(&project_declaration("team-a", "backend"))
+        .await
+        .unwrap();
+    let declaration = stage_declaration("team-a", "backend", "production", &["api"]);
+    let stage = vault.declare_stage(&declaration).await.unwrap().id;
+    vault
+        .write(
+            &acme.owner,
+            &origin(),
+            &target("backend", "production"),
+            upsert(vec![entry("A", "x")]),
+        )
+        .await
+        .unwrap();
+    let text = format!(r#"{{"v":1,"stage":"{stage}"}}"#);
+    let of = |account| pod("team-a", account, vec![Allowance::parse(&text).unwrap()]);
+    let reads = async |account| vault.read_for_pod(&of(account), &origin()).await;
+    assert_eq!(reads("api").await.unwrap().len(), 1);
+    overtake(&acme).await;
+    assert_eq!(reads("api").await.unwrap().len(), 1);
+    overtake(&acme).await;
+    assert!(matches!(
+        reads("web").await,
+        Err(PodReadError::NoAccess { .. })
+    ));
+    assert_eq!(acme.count("variables.read").await, 2);
+    assert_eq!(acme.count("read.refused").await, 1);
+    assert_eq!(acme.findings().await, Vec::<String>::new());
 }

@@ -120,7 +120,7 @@ async fn a_token_that_another_replica_revoked_is_told_nothing() {
     assert_eq!(acme.count("write.refused").await, 4);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn two_replicas_write_at_once_and_the_chain_stays_whole() {
     let place = Place::postgres().await;
     let here = Arc::new(Acme::on(&place).await);

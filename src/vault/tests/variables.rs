@@ -1,7 +1,9 @@
 //! Values written, read, listed and deleted, and how many of them a stage takes.
 
 use super::*;
+use crate::domain::names::StageId;
 use crate::domain::variable::{DeclaredType, Visibility};
+use crate::storage::variables::stage_size;
 use crate::vault::projects::ListError;
 
 on_both_databases!(
@@ -12,11 +14,12 @@ on_both_databases!(
     a_write_records_the_names_that_it_touched_and_no_others,
     each_absence_has_its_own_error,
     a_type_that_the_caller_does_not_expect_is_refused,
+    a_stage_larger_than_memory_is_read_all_the_same,
+    a_stage_is_measured_by_its_newest_envelopes,
+    a_stage_takes_no_more_variables_than_it_may,
+    a_stage_takes_no_more_bytes_than_it_may;
     reads_never_show_what_an_acknowledged_write_replaced,
     one_change_that_fails_leaves_the_others_of_its_group_whole,
-    a_stage_larger_than_memory_is_read_all_the_same,
-    a_stage_takes_no_more_variables_than_it_may,
-    a_stage_takes_no_more_bytes_than_it_may,
 );
 
 async fn a_written_value_is_read_back_and_survives_a_restart(place: Place) {
@@ -381,6 +384,51 @@ async fn a_stage_larger_than_memory_is_read_all_the_same(place: Place) {
         acme.read("development", "C").await,
         Err(ReadError::NoVariable { .. })
     ));
+}
+
+async fn a_stage_is_measured_by_its_newest_envelopes(place: Place) {
+    let acme = Acme::on(&place).await;
+    let long = "v".repeat(1000);
+    acme.write("development", vec![entry("A", &long), entry("B", "x")])
+        .await
+        .unwrap();
+    let delete = Write {
+        mode: WriteMode::Upsert,
+        entries: vec![entry("A", "short"), entry("C", &long)],
+        deletes: vec!["B".parse().unwrap()],
+    };
+    let stage = target("shop", "development");
+    acme.vault
+        .write(&acme.owner, &origin(), &stage, delete)
+        .await
+        .unwrap();
+    let mut db = acme.intruder().await;
+    let rows = db
+        .rows(
+            "SELECT v.name, v.sealed_bytes, CAST(LENGTH(n.envelope_a) AS BIGINT)
+               FROM variables v JOIN variable_versions n ON n.name = v.name AND n.version = v.version
+              ORDER BY v.name",
+            cells![],
+        )
+        .await
+        .unwrap();
+    assert_eq!(rows.len(), 3);
+    for row in &rows {
+        let name = row.text(0).unwrap();
+        assert_eq!(row.integer(1).unwrap(), row.integer(2).unwrap(), "{name}");
+    }
+    assert!(rows[0].integer(1).unwrap() < rows[2].integer(1).unwrap());
+    let id = db.row("SELECT stage_id FROM variables", cells![]).await;
+    let id: StageId = id.unwrap().unwrap().text(0).unwrap().parse().unwrap();
+    let size = stage_size(&mut db, &id).await.unwrap();
+    let there = rows[0].integer(1).unwrap() + rows[2].integer(1).unwrap();
+    assert_eq!((size.variables, size.sealed_bytes), (2, there));
+    // Altered ones are too much, and never more than can be added.
+    acme.tamper("UPDATE variables SET sealed_bytes = 9223372036854775807")
+        .await;
+    let size = stage_size(&mut db, &id).await.unwrap();
+    assert_eq!(size.sealed_bytes, 2 * 8_388_609);
+    assert_eq!(acme.read("development", "A").await.unwrap(), "short");
 }
 
 /// What a write was refused for, which is what is wrong with the request.
