@@ -7,13 +7,17 @@ use serde_json::{Value, json};
 use crate::harness::{
     Installation, Journey, Namespace, Program, eventually, get, kubectl, wait_for,
 };
+use crate::injection_setting::{PRINT_HASH, Setting, asking};
 
 pub(crate) fn journeys() -> Vec<Journey> {
     vec![
         Journey::shared("the_ca_is_the_one_that_signs_the_operator", ca_signs),
         Journey::shared("audit_heads_are_published_on_the_lease", audit_heads),
         Journey::changing("a_wiped_ca_bundle_is_written_again", wiped_bundle),
-        Journey::changing("a_restart_keeps_the_ca_and_the_lease", restart_keeps_the_ca),
+        Journey::changing(
+            "a_restart_keeps_the_values_the_ca_and_the_lease",
+            restart_keeps_all,
+        ),
         Journey::changing(
             "an_operator_that_was_killed_leads_again",
             killed_leads_again,
@@ -88,11 +92,39 @@ fn wiped_bundle(_namespace: &Namespace) {
     );
 }
 
-fn restart_keeps_the_ca(_namespace: &Namespace) {
+fn restart_keeps_all(namespace: &Namespace) {
     let installation = Installation::shared();
+    let setting = Setting::make(namespace);
+    let script = format!("trap 'exit 0' TERM; {PRINT_HASH}; while :; do sleep 1; done");
+    let mut pod = asking("older", &script);
+    pod["spec"]["restartPolicy"] = "Always".into();
+    namespace.apply(pod.to_string());
+    let started = |times: i64| {
+        eventually(&format!("start {times} of the container"), || {
+            let pod = namespace.get("pod/older").ok_or("there is no pod")?;
+            let status = &pod["status"]["containerStatuses"][0];
+            let printed = || namespace.logs("older");
+            if status["restartCount"] == times - 1
+                && status["ready"] == true
+                && !printed().is_empty()
+            {
+                Ok((pod, printed()))
+            } else {
+                Err(status.to_string())
+            }
+        })
+    };
+    let (first, printed) = started(1);
+    setting.is_in(&printed);
+
     let before = installation.ca();
     installation.restart();
     assert_eq!(installation.ca(), before);
+    // The same pod, with the CA in its spec, gets the same value from the operator that is there now.
+    namespace.exec("older", &["kill", "1"]).succeed();
+    let (second, printed) = started(2);
+    assert_eq!(first["metadata"]["uid"], second["metadata"]["uid"]);
+    setting.is_in(&printed);
     eventually("a pod that holds the Lease", || {
         let lease = lease();
         let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
