@@ -15,6 +15,7 @@ use crate::harness::{
     Installation, Journey, KEPT_LOGS, Namespace, Organization, Place, Program, eventually, get,
     kubectl, random_text, secrets, sha256_hex,
 };
+use crate::injection_setting::asking;
 
 pub(crate) fn journeys() -> Vec<Journey> {
     vec![
@@ -91,29 +92,14 @@ fn walk(namespace: &Namespace) -> Walked {
     }
 }
 
-/// Everything that must be nowhere: values and tokens of all journeys, the master key, and every key that it opens.
+/// Everything that must be nowhere: values and tokens of all journeys, the master keys, and every key that they open, in the
+/// vaults that are there and in those that ran.
+#[track_caller]
 fn needles() -> Needles {
-    let master_key = Installation::shared().master_key();
-    let keys = Place::get()
-        .node()
-        .map(|node| keys::opened(&node.join("volumes"), master_key));
-    needles_with(keys.unwrap_or_default())
-}
-
-/// The same, with other keys that the master key opens.
-fn needles_with(keys: Vec<(String, Vec<u8>)>) -> Needles {
-    let installation = Installation::shared();
-    let master_key = keys::decode(installation.master_key());
-    let mut all = vec![("the master key".to_owned(), master_key)];
-    for (number, secret) in secrets::remembered().into_iter().enumerate() {
-        all.push((format!("value or token {number}"), secret.into_bytes()));
+    if let Some(node) = Place::get().node() {
+        keys::remember_below(&node.join("volumes"));
     }
-    all.extend(keys);
-    Needles::new(
-        all.iter()
-            .map(|(label, secret)| (label.as_str(), secret.as_slice())),
-    )
-    .and_every_token()
+    Needles::of_this_run()
 }
 
 fn nothing_in_the_api_or_the_logs(namespace: &Namespace) {
@@ -122,6 +108,14 @@ fn nothing_in_the_api_or_the_logs(namespace: &Namespace) {
     plant_in_the_api(namespace, &walked.marker);
 
     let needles = needles();
+    // Kubernetes carries the master key as base64 of its text, which is base64 already.
+    let secret = installation.kubectl(["get", "secret", "barekey-master-key", "-o", "yaml"]);
+    let found = needles.within(secret.secret().succeed().as_bytes());
+    let wanted = ("the text of a master key".to_owned(), "base64");
+    assert!(
+        found.contains(&wanted),
+        "in the administrator's Secret: {found:?}"
+    );
     let markers = Needles::new([("the marker", walked.marker.as_bytes())]);
     let all = |what: &str| kubectl(["get", what, "--all-namespaces", "-o", "json"]);
     let places: [(&str, Program); 8] = [
@@ -215,6 +209,16 @@ fn plant_in_the_api(namespace: &Namespace, marker: &str) {
     namespace.wait_pod("marker");
 }
 
+/// Starts an injected pod that logs the marker, deletes it, and gives its UID.
+#[track_caller]
+fn plant_in_a_log_and_delete(namespace: &Namespace, marker: &str) -> String {
+    let script = format!("echo {marker}");
+    namespace.apply(asking("gone", &script).to_string());
+    let pod = namespace.wait_phase("gone", "Succeeded");
+    namespace.delete_pod_now("gone");
+    pod["metadata"]["uid"].as_str().expect("a UID").to_owned()
+}
+
 /// The same search of a PostgreSQL server while it is there: its tables, its journal, its log, and the logs of the operator
 /// that used it. In the first three `marker` is planted; `data_keys` and `sealed_keys` are what [`DATA_KEYS`] and
 /// [`SEALED_KEYS`] select.
@@ -237,15 +241,16 @@ pub(crate) fn nothing_in_postgres(
             found.keys()
         );
     }
-    let keys = keys::opened_of(data_keys, sealed_keys, installation.master_key());
-    let needles = needles_with(keys);
+    // From here on they are looked for in the other places too.
+    keys::remember_of(data_keys, sealed_keys, "PostgreSQL");
+    let needles = Needles::of_this_run();
     let found = needles.below(folder).found;
     assert!(found.is_empty(), "in PostgreSQL: {found:?}");
     let found = needles.within(installation.logs().as_bytes());
     assert!(found.is_empty(), "in the operator's log: {found:?}");
-    // Those of the replicas that are gone.
+    // Those of the replicas that are gone, and of the pods.
     let found = needles.below(&Place::inside().join(KEPT_LOGS)).found;
-    assert!(found.is_empty(), "in the operator's logs: {found:?}");
+    assert!(found.is_empty(), "in the logs: {found:?}");
 }
 
 fn nothing_on_a_disk(namespace: &Namespace) {
@@ -266,6 +271,8 @@ fn nothing_on_a_disk(namespace: &Namespace) {
     let late = random_text("marker");
     let api = installation.api();
     api.set(&walked.organization, "shop", "development", &late, "value");
+    // And so is the log of a pod that is gone.
+    let gone = plant_in_a_log_and_delete(namespace, &walked.marker);
 
     let markers = Needles::new([
         ("the marker", walked.marker.as_bytes()),
@@ -278,7 +285,9 @@ fn nothing_on_a_disk(namespace: &Namespace) {
             ("etcd/", "", "", "the marker"),
             ("log/", "", "audit.jsonl", "the marker"),
             (KEPT_LOGS, replaced, "", "the marker"),
-            ("containerd/", "", "", "the marker"),
+            (KEPT_LOGS, &gone, "", "the marker"),
+            ("containerd/", "", "/tmp/layer", "the marker"),
+            ("containerd/", "", "/meta.db", "the marker"),
             ("pods/", "", ".log", "the marker"),
             ("kubelet/", "", "marker", "the marker"),
             ("volumes/", "", "/barekey.db", "the marker"),

@@ -121,7 +121,7 @@ fn first_value_in_a_pod(_: &Namespace) {
     let owner = std::fs::read_to_string(desk.path().join("token")).expect("a token");
     assert_eq!(token(&owner), owner, "it is remembered");
     let key = std::fs::read_to_string(desk.path().join("master.key")).expect("a master key");
-    secrets::remember(key.trim());
+    secrets::remember_master_key(key.trim());
     // Once by the process in the pod, and once by the person.
     let hash = sha256_hex("postgres://shop:secret@db/shop");
     assert_eq!(printed.matches(&hash).count(), 2, "{printed}");

@@ -1,4 +1,4 @@
-//! The keys that a vault's master key opens, read from its database by the documented form of an envelope alone.
+//! The keys that the master keys of this run open, read from its database by the documented form of an envelope alone.
 //!
 //! This is a second reading of the form, on purpose: it shares no code with the vault.
 
@@ -12,8 +12,10 @@ use serde_json::Value;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Row};
 
+use crate::harness::secrets;
+
 /// The bytes of a text in standard base64.
-pub(super) fn decode(text: &str) -> Vec<u8> {
+fn decode(text: &str) -> Vec<u8> {
     STANDARD.decode(text).expect("standard base64")
 }
 
@@ -23,19 +25,47 @@ pub(crate) const DATA_KEYS: &str =
 pub(crate) const SEALED_KEYS: &str =
     "'name', name, 'kek', kek_id, 'envelope', envelope, 'public', public_text) FROM sealed_keys";
 
-/// Every key that `master_key` opens in the SQLite vaults below `volumes`, and what it is.
-pub(super) fn opened(volumes: &Path, master_key: &str) -> Vec<(String, Vec<u8>)> {
+/// Opens and remembers every key of the SQLite vaults below `volumes`.
+#[track_caller]
+pub(super) fn remember_below(volumes: &Path) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     let read = |file: &PathBuf, what: &str| runtime.block_on(rows(file, what));
-    let (mut data_keys, mut sealed_keys) = (Vec::new(), Vec::new());
+    let mut all = Vec::new();
     for file in vaults(volumes) {
-        data_keys.extend(read(&file, DATA_KEYS));
-        sealed_keys.extend(read(&file, SEALED_KEYS));
+        all.extend(opened(
+            &read(&file, DATA_KEYS),
+            &read(&file, SEALED_KEYS),
+            &secrets::master_keys(),
+            &file.display().to_string(),
+        ));
     }
-    opened_of(&data_keys, &sealed_keys, master_key)
+    remember(all);
+}
+
+/// Opens and remembers every key of these rows of a vault.
+#[track_caller]
+pub(super) fn remember_of(data_keys: &[Value], sealed_keys: &[Value], vault: &str) {
+    remember(opened(
+        data_keys,
+        sealed_keys,
+        &secrets::master_keys(),
+        vault,
+    ));
+}
+
+#[track_caller]
+fn remember(keys: Vec<(String, Vec<u8>)>) {
+    assert!(
+        keys.iter().any(|(label, _)| label.starts_with("data key"))
+            && keys.iter().any(|(label, _)| label.starts_with("ca")),
+        "there is no vault with keys here"
+    );
+    for (label, key) in keys {
+        secrets::remember_key(label, key);
+    }
 }
 
 fn vaults(volumes: &Path) -> Vec<PathBuf> {
@@ -56,27 +86,29 @@ async fn rows(file: &Path, what: &str) -> Vec<Value> {
         .collect()
 }
 
-/// Every key of these rows that `master_key` opens, and what it is.
-pub(super) fn opened_of(
+/// Every key of these rows of a vault, and what it is. One that no master key opens would be searched for nowhere, so it ends
+/// the test.
+#[track_caller]
+fn opened(
     data_keys: &[Value],
     sealed_keys: &[Value],
-    master_key: &str,
+    master_keys: &[Vec<u8>],
+    vault: &str,
 ) -> Vec<(String, Vec<u8>)> {
-    let master_key = decode(master_key);
     let text = |row: &Value, name: &str| row[name].as_str().unwrap_or_default().to_owned();
+    let open = |label: &str, purpose: &str, fields: &[&str], envelope: &str| {
+        let mut keys = master_keys.iter();
+        keys.find_map(|key| open(key, purpose, fields, envelope))
+            .unwrap_or_else(|| panic!("{vault}: no master key of this run opens {label}"))
+    };
     let mut all = Vec::new();
     for row in data_keys {
         let (lineage, version) = (text(row, "lineage"), row["version"].to_string());
         let kek = text(row, "kek");
         let fields = [lineage.as_str(), &version, &kek];
-        if let Some(key) = open(
-            &master_key,
-            "barekey/dek/v1",
-            &fields,
-            &text(row, "wrapped"),
-        ) {
-            all.push((format!("data key {lineage} v{version}"), key));
-        }
+        let label = format!("data key {lineage} v{version}");
+        let key = open(&label, "barekey/dek/v1", &fields, &text(row, "wrapped"));
+        all.push((label, key));
     }
     for row in sealed_keys {
         let (name, kek, public) = (text(row, "name"), text(row, "kek"), text(row, "public"));
@@ -86,9 +118,12 @@ pub(super) fn opened_of(
             "ca" => ("barekey/ca/v1", vec![public.as_str(), kek.as_str()]),
             other => panic!("a sealed key of the unknown name {other}"),
         };
-        let Some(key) = open(&master_key, purpose, &fields, &text(row, "envelope")) else {
-            continue;
-        };
+        let key = open(
+            &format!("{name} key"),
+            purpose,
+            &fields,
+            &text(row, "envelope"),
+        );
         if name == "ca" {
             // The first two lines of the PEM hold the secret number; the public key behind it is in the certificate too.
             let pem = String::from_utf8(key).unwrap();
@@ -107,11 +142,6 @@ pub(super) fn opened_of(
             all.push((format!("{name} key"), key));
         }
     }
-    assert!(
-        all.iter().any(|(label, _)| label.starts_with("data key"))
-            && all.iter().any(|(label, _)| label.starts_with("ca")),
-        "no vault here opens with the master key"
-    );
     all
 }
 

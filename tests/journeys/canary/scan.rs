@@ -10,6 +10,9 @@ use aho_corasick::AhoCorasick;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use serde_json::json;
+use tempfile::TempDir;
+
+use crate::harness::secrets;
 
 /// What to look for: many spellings of many secrets, in one pass.
 pub(crate) struct Needles {
@@ -97,6 +100,15 @@ impl Needles {
         }
     }
 
+    /// What this run has remembered, and every token.
+    pub(crate) fn of_this_run() -> Self {
+        let all = secrets::remembered();
+        let all = all
+            .iter()
+            .map(|(label, secret)| (label.as_str(), secret.as_slice()));
+        Self::new(all).and_every_token()
+    }
+
     /// And every API token of ours, told by its form.
     pub(crate) fn and_every_token(self) -> Self {
         Self {
@@ -145,22 +157,26 @@ impl Needles {
             }
         } else if metadata.is_file() {
             // One file may have hundreds of names: busybox has.
-            if metadata.nlink() > 1 && !searched.linked.insert(metadata.ino()) {
-                return;
-            }
-            let Some(file) = unless_gone(path, File::open(path)) else {
-                return;
-            };
-            searched.files += 1;
-            searched.bytes += metadata.len();
-            for label in unless_gone(path, self.in_file(file)).unwrap_or_default() {
-                let labels = searched
-                    .found
-                    .entry(path.display().to_string())
-                    .or_default();
-                if !labels.contains(&label) {
-                    labels.push(label);
+            let linked = (metadata.nlink() > 1).then(|| metadata.ino());
+            let known = linked.and_then(|file| searched.linked.get(&file));
+            let labels = if let Some(labels) = known {
+                labels.clone()
+            } else {
+                let Some(file) = unless_gone(path, File::open(path)) else {
+                    return;
+                };
+                searched.files += 1;
+                searched.bytes += metadata.len();
+                let mut labels = unless_gone(path, self.in_file(file)).unwrap_or_default();
+                labels.sort();
+                labels.dedup();
+                if let Some(file) = linked {
+                    searched.linked.insert(file, labels.clone());
                 }
+                labels
+            };
+            if !labels.is_empty() {
+                searched.found.insert(path.display().to_string(), labels);
             }
         }
     }
@@ -197,8 +213,8 @@ pub(crate) struct Searched {
     pub(crate) files: u64,
     /// How many bytes they had.
     pub(crate) bytes: u64,
-    /// The files of more than one name: each is read once.
-    linked: BTreeSet<u64>,
+    /// The files of more than one name, and what is in them: each is read once.
+    linked: BTreeMap<u64, Vec<(String, &'static str)>>,
     /// Path → which secrets, and how they are spelled.
     pub(crate) found: BTreeMap<String, Vec<(String, &'static str)>>,
 }
@@ -250,6 +266,17 @@ fn spellings(secret: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     all
 }
 
+/// A text in both kinds of base64, at each of the three places that it can have in a longer one.
+fn in_base64(text: &str) -> impl Iterator<Item = (&'static str, String)> {
+    ["", "x", "xy"].into_iter().flat_map(move |before| {
+        let longer = format!("{before}{text}z");
+        [
+            ("base64", STANDARD.encode(&longer)),
+            ("base64url", URL_SAFE.encode(&longer)),
+        ]
+    })
+}
+
 /// The search itself is proven before it is believed: each spelling of a secret is found in a longer text.
 pub(crate) fn every_spelling_of_a_secret_is_found() {
     let secret = "pass\"word/with+odd & letters é ~~~~??????";
@@ -264,7 +291,7 @@ pub(crate) fn every_spelling_of_a_secret_is_found() {
             }
         })
         .collect();
-    for (spelling, text) in [
+    let mut planted = vec![
         ("as it is", format!("before {secret} after")),
         ("JSON", json!({ "value": secret }).to_string()),
         (
@@ -275,30 +302,46 @@ pub(crate) fn every_spelling_of_a_secret_is_found() {
         ),
         ("URL", format!("/path?value={url}&more")),
         ("hex", hex::encode(format!("ab{secret}"))),
-        ("base64", STANDARD.encode(secret)),
-        ("base64", STANDARD.encode(format!("x{secret}y"))),
-        ("base64", STANDARD.encode(format!("xy{secret}z"))),
-        ("base64url", URL_SAFE.encode(format!("xy{secret}z"))),
-    ] {
-        assert!(
-            needles
-                .within(text.as_bytes())
-                .iter()
-                .any(|(_, found)| *found == spelling),
-            "not found: {spelling}"
-        );
+        ("upper-case hex", hex::encode_upper(format!("ab{secret}"))),
+    ];
+    planted.extend(in_base64(secret));
+    let seen: BTreeSet<_> = planted.iter().map(|(spelling, _)| *spelling).collect();
+    let all: BTreeSet<_> = needles
+        .labels
+        .iter()
+        .map(|(_, spelling)| *spelling)
+        .collect();
+    assert_eq!(seen, all, "each spelling is planted");
+    for (spelling, text) in planted {
+        let found = needles.within(text.as_bytes());
+        let wanted = ("the secret".to_owned(), spelling);
+        assert!(found.contains(&wanted), "not found: {spelling} in {text}");
     }
     assert!(needles.within(b"nothing of the kind").is_empty());
 
+    // A file of two names is read once and found under both.
+    let folder = TempDir::new().unwrap();
+    let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
+    std::fs::write(&one, hex::encode(secret)).unwrap();
+    std::fs::hard_link(&one, &other).unwrap();
+    let searched = needles.below(folder.path());
+    assert_eq!((searched.files, searched.found.len()), (1, 2));
+
     let needles = needles.and_every_token();
     let token = format!("{TOKEN_PREFIX}{}", "aZ-_9".repeat(9));
-    for (spelling, text) in [
+    // In JSON and in a URL it is as it is; and its beginning is the same in both kinds of base64.
+    let mut planted = vec![
         ("as it is", format!("Bearer {token}\n")),
+        ("as it is", json!({ "token": token }).to_string()),
+        ("as it is", format!("/path?token={token}&more")),
         ("hex", hex::encode(&token)),
-        ("base64", STANDARD.encode(&token)),
-        ("base64", STANDARD.encode(format!("x{token}"))),
-        ("base64", STANDARD.encode(format!("xy{token}"))),
-    ] {
+        ("upper-case hex", hex::encode_upper(&token)),
+    ];
+    planted.extend(in_base64(&token).map(|(_, text)| ("base64", text)));
+    let seen: BTreeSet<_> = planted.iter().map(|(spelling, _)| *spelling).collect();
+    let all = needles.tokens.as_ref().unwrap().spellings.iter().copied();
+    assert_eq!(seen, all.collect(), "each spelling is planted");
+    for (spelling, text) in planted {
         let found = needles.within(text.as_bytes());
         let wanted = ("a token, by its form".to_owned(), spelling);
         assert!(found.contains(&wanted), "not found: {spelling}");

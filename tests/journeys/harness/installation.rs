@@ -15,7 +15,7 @@ use tempfile::NamedTempFile;
 
 use super::{
     Forward, Namespace, Place, Program, barekey, checkout, eventually, get, helm, kubectl, load,
-    random_bytes,
+    random_bytes, secrets,
 };
 
 /// The namespace and release name of the installation.
@@ -80,6 +80,7 @@ impl Installation {
             release: NAMESPACE.to_owned(),
             master_key: STANDARD.encode(random_bytes::<32>()),
         };
+        secrets::remember_master_key(&installation.master_key);
         installation.make_anew();
         installation
     }
@@ -202,7 +203,7 @@ impl Installation {
         }
     }
 
-    /// The master key, in base64: what the canary looks for.
+    /// The master key, in base64.
     pub(crate) fn master_key(&self) -> &str {
         &self.master_key
     }
@@ -439,11 +440,11 @@ impl Api {
     }
 }
 
-/// Where the logs of the operator's pods are kept in the node's folder, below its own.
-pub(crate) const KEPT_LOGS: &str = "log/operator";
+/// Where the logs of all pods are kept in the node's folder, below its own.
+pub(crate) const KEPT_LOGS: &str = "log/pods";
 
-/// From now on keeps the log of every container of ours in the node's folder, for the canary to search: the kubelet removes
-/// it with its pod. A second link to a file has whatever is written to it later.
+/// From now on keeps the log of every container, the operator's and those that the agent starts in, in the node's folder, for
+/// the canary to search: the kubelet removes it with its pod. A second link to a file has whatever is written to it later.
 fn keep_logs(node: &Path) {
     let (pods, kept) = (node.join("pods"), node.join(KEPT_LOGS));
     std::fs::create_dir_all(&kept).expect("a folder can be made");
@@ -451,9 +452,6 @@ fn keep_logs(node: &Path) {
         loop {
             for pod in below(&pods) {
                 let name = pod.file_name().unwrap_or_default().to_string_lossy();
-                if !name.starts_with(&format!("{NAMESPACE}_")) {
-                    continue;
-                }
                 for log in below(&pod).iter().flat_map(|container| below(container)) {
                     // It may be gone, or have been moved, since it was listed.
                     let Ok(found) = std::fs::metadata(&log) else {
@@ -481,7 +479,7 @@ pub(crate) fn token(printed: &str) -> String {
     let token = words
         .find(|word| word.starts_with("bk_"))
         .expect("a token is printed");
-    super::secrets::remember(token);
+    secrets::remember(token);
     token.to_owned()
 }
 

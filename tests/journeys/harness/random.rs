@@ -19,19 +19,47 @@ pub(crate) fn sha256_hex(value: impl AsRef<[u8]>) -> String {
     hex::encode(Sha256::digest(value))
 }
 
-/// What must never be found anywhere: every value and token of this run. The canary, last of all, looks for each.
+/// What must never be found anywhere: every value, token and key of this run. The canary, last of all, looks for each.
 pub(crate) mod secrets {
     use std::sync::Mutex;
 
-    static REMEMBERED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
 
-    /// Adds one.
+    static REMEMBERED: Mutex<Vec<(String, Vec<u8>)>> = Mutex::new(Vec::new());
+    static MASTER_KEYS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+    /// Adds a value or a token.
     pub(crate) fn remember(secret: &str) {
-        REMEMBERED.lock().unwrap().push(secret.to_owned());
+        let mut all = REMEMBERED.lock().unwrap();
+        let label = format!("value or token {}", all.len());
+        all.push((label, secret.into()));
     }
 
-    /// All of them.
-    pub(crate) fn remembered() -> Vec<String> {
+    /// Adds a key of a vault, and what it is.
+    pub(crate) fn remember_key(what: String, key: Vec<u8>) {
+        let mut all = REMEMBERED.lock().unwrap();
+        if all.iter().all(|(_, known)| *known != key) {
+            all.push((what, key));
+        }
+    }
+
+    /// Adds a master key: its text, which is what people and Kubernetes carry, and the bytes that the vault works with.
+    #[track_caller]
+    pub(crate) fn remember_master_key(text: &str) {
+        let key = STANDARD.decode(text).expect("standard base64");
+        remember_key("the text of a master key".to_owned(), text.into());
+        remember_key("a master key".to_owned(), key.clone());
+        MASTER_KEYS.lock().unwrap().push(key);
+    }
+
+    /// Every master key of this run.
+    pub(crate) fn master_keys() -> Vec<Vec<u8>> {
+        MASTER_KEYS.lock().unwrap().clone()
+    }
+
+    /// All of them, and what each is.
+    pub(crate) fn remembered() -> Vec<(String, Vec<u8>)> {
         REMEMBERED.lock().unwrap().clone()
     }
 }
