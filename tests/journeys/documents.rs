@@ -17,7 +17,7 @@ pub(crate) fn journeys() -> Vec<Journey> {
             "the_readme_brings_a_first_value_into_a_pod",
             first_value_in_a_pod,
         ),
-        Journey::alone("the_readme_serves_the_vault_alone", the_vault_alone).as_root(),
+        Journey::alone("the_readme_serves_the_vault_alone", the_vault_alone).by_root(),
         Journey::alone(
             "every_command_of_ours_in_a_document_is_one",
             every_command_is_one,

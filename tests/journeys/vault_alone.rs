@@ -28,7 +28,7 @@ macro_rules! on_both {
             Journey::alone(concat!("vault_on_postgres::", stringify!($name)), || {
                 $module::$name(Engine::Postgres)
             })
-            .as_root(),
+            .by_root(),
         ]
     };
 }
@@ -79,16 +79,16 @@ pub(crate) fn journeys() -> Vec<Journey> {
         once!(starting::a_certificate_from_files_is_served),
         once!(starting::administration_works_without_a_server_on_a_file),
         once!(starting::an_administrator_speaks_to_the_server_of_that_database_alone),
-        once!(faults::a_sqlite_disk_that_is_full_recovers).map(Journey::as_root),
-        once!(faults::a_postgres_disk_that_is_full_recovers).map(Journey::as_root),
-        once!(faults::a_sqlite_file_that_is_read_only_recovers).map(Journey::as_root),
+        once!(faults::a_sqlite_disk_that_is_full_recovers).map(Journey::by_root),
+        once!(faults::a_postgres_disk_that_is_full_recovers).map(Journey::by_root),
+        once!(faults::a_sqlite_file_that_is_read_only_recovers).map(Journey::by_root),
         once!(faults::a_server_on_a_read_only_disk_says_so_and_starts_when_it_is_writable)
-            .map(Journey::as_root),
+            .map(Journey::by_root),
         once!(faults::a_sqlite_file_that_another_writer_holds_recovers),
-        once!(faults::a_postgres_that_was_away_recovers).map(Journey::as_root),
-        once!(faults::a_postgres_that_was_read_only_recovers).map(Journey::as_root),
+        once!(faults::a_postgres_that_was_away_recovers).map(Journey::by_root),
+        once!(faults::a_postgres_that_was_read_only_recovers).map(Journey::by_root),
         once!(faults::a_postgres_that_may_lose_writes_or_is_not_proven_is_refused_by_name)
-            .map(Journey::as_root),
+            .map(Journey::by_root),
     ];
     on_both
         .into_iter()

@@ -68,7 +68,7 @@ impl Journey {
     }
 
     /// Mounts, becomes another user or starts Debian's PostgreSQL on this machine.
-    pub(crate) fn as_root(self) -> Self {
+    pub(crate) fn by_root(self) -> Self {
         Self {
             needs_root: true,
             ..self

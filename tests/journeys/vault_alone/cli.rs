@@ -49,7 +49,7 @@ pub(crate) fn journeys() -> Vec<Journey> {
             "cli::while_it_waits_its_memory_is_not_for_others_of_its_user",
             every_command::while_it_waits_its_memory_is_not_for_others_of_its_user,
         )
-        .as_root(),
+        .by_root(),
         Journey::alone(
             "cli::a_program_gets_its_limit_for_core_dumps_back",
             run::a_program_gets_its_limit_for_core_dumps_back,
