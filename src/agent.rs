@@ -81,7 +81,8 @@ fn dispatch(mut arguments: Vec<OsString>) -> Result<(), AgentError> {
             let command = arguments.split_off(2);
             let hidden = process::hide().map_err(AgentError::Hide)?;
             let composed = start(std::env::vars_os(), &command)?;
-            Err(process::become_program(composed, hidden).into())
+            let written = command.first().map(OsString::as_os_str).unwrap_or_default();
+            Err(process::become_program(composed, written, hidden).into())
         }
         (Some("install"), Some(_), 2) => {
             let destination = arguments.pop().unwrap_or_default();

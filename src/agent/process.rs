@@ -23,7 +23,7 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 #[derive(Debug, thiserror::Error)]
 pub enum LookupError {
     /// There is no such file.
-    #[error("{}: no such program{}", program.to_string_lossy(), if *searched { " in PATH" } else { "" })]
+    #[error("{}: no such program{}", program.display(), if *searched { " in PATH" } else { "" })]
     NotFound {
         /// The program, as it was asked for.
         program: OsString,
@@ -46,6 +46,20 @@ impl LookupError {
         match self {
             Self::NotFound { .. } => 127,
             Self::NotExecutable { .. } => 126,
+        }
+    }
+
+    /// The same, with the program named by `word`.
+    fn naming(self, word: &OsStr) -> Self {
+        match self {
+            Self::NotFound { searched, .. } => Self::NotFound {
+                program: word.to_owned(),
+                searched,
+            },
+            Self::NotExecutable { why, .. } => Self::NotExecutable {
+                program: PathBuf::from(word),
+                why,
+            },
         }
     }
 }
@@ -154,14 +168,14 @@ pub enum BecomeError {
     /// The file is there, and what it needs to run is not.
     #[error("{}: what it asks to be run by (the interpreter after #!, or its dynamic loader) is not there", program.display())]
     NoInterpreter {
-        /// The program.
-        program: PathBuf,
+        /// The program, as it was written.
+        program: OsString,
     },
     /// The kernel refused.
     #[error("{}: cannot be executed", program.display())]
     Refused {
-        /// The program.
-        program: PathBuf,
+        /// The program, as it was written.
+        program: OsString,
         /// Why.
         source: io::Error,
     },
@@ -183,9 +197,12 @@ impl BecomeError {
 }
 
 /// Becomes the program: same process, arguments as they are, no shell. Returns only on failure.
-pub fn become_program(composed: Composed, hidden: Hidden) -> BecomeError {
-    let (program, mut command) = match command(&composed) {
-        Ok(found) => found,
+///
+/// `written` is the program's word as it was written, before values came into it: the one that a failure names. The word that
+/// is executed may be a value, and a folder of `PATH` too.
+pub fn become_program(composed: Composed, written: &OsStr, hidden: Hidden) -> BecomeError {
+    let mut command = match command(&composed, written) {
+        Ok(command) => command,
         Err(error) => return error.into(),
     };
     // The process is dumpable again once the kernel has put the program in its place.
@@ -193,11 +210,11 @@ pub fn become_program(composed: Composed, hidden: Hidden) -> BecomeError {
         return BecomeError::Limits(error.into());
     }
     let refused = command.exec();
-    explain(refused, program, &composed)
+    explain(refused, written, &composed)
 }
 
-/// The program's file and what it is started with.
-fn command(composed: &Composed) -> Result<(PathBuf, Command), LookupError> {
+/// The program's file with what it is started with.
+fn command(composed: &Composed, written: &OsStr) -> Result<Command, LookupError> {
     let mut words = composed
         .command
         .iter()
@@ -207,23 +224,25 @@ fn command(composed: &Composed) -> Result<(PathBuf, Command), LookupError> {
         .environment
         .get(b"PATH".as_slice())
         .map(|path| OsStr::from_bytes(path.reveal()));
-    let program = find_program(name, path)?;
-    let mut command = Command::new(&program);
+    let program = find_program(name, path).map_err(|error| error.naming(written))?;
+    let mut command = Command::new(program);
     command.arg0(name).args(words).env_clear().envs(
         composed
             .environment
             .iter()
             .map(|(name, value)| (OsStr::from_bytes(name), OsStr::from_bytes(value.reveal()))),
     );
-    Ok((program, command))
+    Ok(command)
 }
 
-fn explain(refused: io::Error, program: PathBuf, composed: &Composed) -> BecomeError {
+fn explain(refused: io::Error, written: &OsStr, composed: &Composed) -> BecomeError {
     match refused.kind() {
         io::ErrorKind::ArgumentListTooLong => BecomeError::TooLarge(sizes(composed)),
-        io::ErrorKind::NotFound => BecomeError::NoInterpreter { program },
+        io::ErrorKind::NotFound => BecomeError::NoInterpreter {
+            program: written.to_owned(),
+        },
         _ => BecomeError::Refused {
-            program,
+            program: written.to_owned(),
             source: refused,
         },
     }
@@ -360,7 +379,7 @@ mod tests {
                 "*",
             ],
         );
-        let (_, mut command) = command(&composed).unwrap();
+        let mut command = command(&composed, OsStr::new("word")).unwrap();
         let printed = String::from_utf8(command.output().unwrap().stdout).unwrap();
         let (words, environment) = printed.rsplit_once('|').unwrap();
         assert_eq!(words, "zero||$(id)|*");
@@ -373,8 +392,8 @@ mod tests {
     fn an_entry_that_is_too_long_is_named_with_its_size_and_without_its_value() {
         let long = "v".repeat(ENTRY_BYTES_MAX);
         let composed = composed(&[("LONG", &long), ("SHORT", "s")], &["/bin/true"]);
-        let (program, mut command) = command(&composed).unwrap();
-        let error = explain(command.spawn().unwrap_err(), program, &composed);
+        let mut command = command(&composed, OsStr::new("word")).unwrap();
+        let error = explain(command.spawn().unwrap_err(), OsStr::new("word"), &composed);
         assert_eq!(error.exit_code(), 1);
         let text = error.to_string();
         assert!(text.contains("LONG has 131078 bytes"), "{text}");
@@ -390,8 +409,8 @@ mod tests {
             .map(|name| (name.as_str(), large.as_str()))
             .collect();
         let composed = composed(&entries, &["/bin/true"]);
-        let (program, mut command) = command(&composed).unwrap();
-        let text = explain(command.spawn().unwrap_err(), program, &composed).to_string();
+        let mut command = command(&composed, OsStr::new("word")).unwrap();
+        let text = explain(command.spawn().unwrap_err(), OsStr::new("word"), &composed).to_string();
         assert!(text.contains("LARGE_"), "{text}");
         assert!(text.contains("have 10241"), "{text}");
     }
@@ -402,12 +421,47 @@ mod tests {
         put(folder.path(), "script", "#!/none/at/all\n", 0o755);
         let script = folder.path().join("script");
         let composed = composed(&[], &[script.to_str().unwrap()]);
-        let (program, mut command) = command(&composed).unwrap();
-        let error = explain(command.spawn().unwrap_err(), program, &composed);
+        let mut command = command(&composed, OsStr::new("word")).unwrap();
+        let error = explain(command.spawn().unwrap_err(), OsStr::new("word"), &composed);
         assert!(
             matches!(error, BecomeError::NoInterpreter { .. }),
             "{error}"
         );
         assert_eq!(error.exit_code(), 127);
+    }
+    #[test]
+    fn what_fails_is_named_as_it_was_written_and_never_by_a_value() {
+        let folder = tempfile::tempdir().unwrap();
+        put(folder.path(), "s3cr3t-unfit", "#!/bin/sh\n", 0o644);
+        put(folder.path(), "s3cr3t-script", "#!/none/at/all\n", 0o755);
+        put(folder.path(), "s3cr3t-none", "\0", 0o755);
+        let path = folder.path().join("s3cr3t");
+        fs::create_dir(&path).unwrap();
+        put(&path, "unfit", "#!/bin/sh\n", 0o644);
+        let path = path.to_str().unwrap();
+        let within = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let cases = [
+            ("/none/psql postgres://app:s3cr3t@db".to_owned(), 127),
+            ("psql postgres:s3cr3t".to_owned(), 127),
+            (within("s3cr3t-unfit"), 126),
+            (within("s3cr3t-script"), 127),
+            (within("s3cr3t-none"), 126),
+            ("unfit".to_owned(), 126),
+        ];
+        for (word, exit_code) in cases {
+            let composed = composed(&[("PATH", path)], &[&word, "s3cr3t"]);
+            let written = OsStr::new("$(START)");
+            // Not by `exec`, which changes how this process takes signals even when it fails.
+            let error = match command(&composed, written) {
+                Ok(mut command) => explain(command.spawn().unwrap_err(), written, &composed),
+                Err(error) => error.into(),
+            };
+            let text = crate::domain::causes::with_causes(&error);
+            assert!(
+                text.starts_with("$(START): ") && !text.contains("s3cr3t"),
+                "{text}"
+            );
+            assert_eq!(error.exit_code(), exit_code, "{word}");
+        }
     }
 }

@@ -40,11 +40,9 @@ pub(super) fn run(
     let (project_slug, stage_slug) = (target.project()?, target.stage()?);
     let client = target.client()?;
     let program = command.command.first().map(OsString::as_os_str);
+    let program = program.unwrap_or_default();
     // Before anything is fetched and recorded as read.
-    process::find_program(
-        program.unwrap_or_default(),
-        std::env::var_os("PATH").as_deref(),
-    )?;
+    process::find_program(program, std::env::var_os("PATH").as_deref())?;
     let pulled = wait(client.pull(&PullRequest {
         org_slug: target.organization(),
         project_slug,
@@ -63,7 +61,7 @@ pub(super) fn run(
             left_out.join(", ")
         ));
     }
-    Err(process::become_program(composed, hidden).into())
+    Err(process::become_program(composed, program, hidden).into())
 }
 
 /// What the program is started with, and the names that a stage may not set.
