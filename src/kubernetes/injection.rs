@@ -27,7 +27,7 @@ use crate::domain::names::{NameError, NamePattern, Namespace, ObjectName, StageI
 
 use self::annotations::{INJECTED, INJECTED_CA, INJECTED_REVISION, INJECTED_STAGE, Wishes};
 use self::containers::Chosen;
-use self::exposure::Environment;
+use self::exposure::{Environment, Listed};
 use self::pod::PodName;
 pub(crate) use self::refusal::{Problem, Problems, Refusal};
 
@@ -332,6 +332,8 @@ pub(crate) fn inject(
     let mut problems = Problems::default();
     let mut written = 0;
     let mut warnings = missing_names(request, names);
+    let listed = Listed::by(request.wishes.variables.as_ref());
+    let granted_names = Listed::granted(&stage.access, &request.namespace, &request.account);
     for chosen in &request.chosen {
         let allowance = containers::allowance(&request.wishes, chosen, id);
         let container = request.container(chosen);
@@ -341,9 +343,8 @@ pub(crate) fn inject(
             left_to_the_agent: dollars::left_to_the_agent(container, &allowance),
             chosen,
             allowance: &allowance,
-            grants: &stage.access,
-            account: &request.account,
-            namespace: &request.namespace,
+            listed: &listed,
+            granted: &granted_names,
             names,
         };
         problems.extend(exposure::blind_checks(&environment));

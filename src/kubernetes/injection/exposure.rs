@@ -4,9 +4,9 @@ use std::collections::{BTreeSet, HashSet};
 
 use serde_json::Value;
 
-use crate::domain::access::{AccessGrant, grants_variable};
+use crate::domain::access::AccessGrant;
 use crate::domain::names::{NamePattern, Namespace, ObjectName, VariableName};
-use crate::domain::reference::Allowance;
+use crate::domain::reference::{Allowance, is_reserved_entry, is_set_only_by_name};
 
 use super::WARNINGS_MAX;
 use super::containers::Chosen;
@@ -49,12 +49,10 @@ pub(super) struct Environment<'a> {
     pub(super) chosen: &'a Chosen,
     /// What it may ask for.
     pub(super) allowance: &'a Allowance,
-    /// What the stage grants.
-    pub(super) grants: &'a [AccessGrant],
-    /// The account that it runs as.
-    pub(super) account: &'a ObjectName,
-    /// The namespace of that account.
-    pub(super) namespace: &'a Namespace,
+    /// What that lists.
+    pub(super) listed: &'a Listed<'a>,
+    /// What the stage grants to the pod's account.
+    pub(super) granted: &'a Listed<'a>,
     /// The names that the stage holds; `None` when the vault did not say.
     pub(super) names: Option<&'a BTreeSet<VariableName>>,
 }
@@ -77,12 +75,15 @@ impl Environment<'_> {
             Injected::BySpec
         } else if own {
             Injected::No
-        } else if self.allowance.rename.contains_key(&name) || self.lists(&name) {
+        } else if self.allowance.rename.contains_key(&name)
+            || self.listed.exact.contains(name.as_str())
+        {
             Injected::BySpec
         } else if self.names.is_some_and(|names| !names.contains(&name))
-            // Last, since they look at every pattern and every grant.
-            || !self.allowance.exports(&name)
-            || !grants_variable(self.grants, self.namespace, self.account, &name)
+            || is_set_only_by_name(name.as_str())
+            || is_reserved_entry(name.as_str())
+            || !self.listed.covers(name.as_str())
+            || !self.granted.covers(name.as_str())
         {
             Injected::No
         } else if self.names.is_some() {
@@ -91,12 +92,56 @@ impl Environment<'_> {
             Injected::Perhaps
         }
     }
+}
 
-    fn lists(&self, name: &VariableName) -> bool {
-        self.allowance
-            .variables
-            .as_ref()
-            .is_some_and(|patterns| patterns.contains(&NamePattern::Exact(name.clone())))
+/// What patterns cover, at a cost that does not grow with their number: a review may have thousands of them, and each word of
+/// its checks is compared with all.
+#[derive(Default)]
+pub(super) struct Listed<'a> {
+    exact: HashSet<&'a str>,
+    prefixes: HashSet<&'a str>,
+}
+
+impl<'a> Listed<'a> {
+    /// What an allowance lists.
+    pub(super) fn by(variables: Option<&'a BTreeSet<NamePattern>>) -> Self {
+        let mut listed = Self::default();
+        listed.add(variables);
+        listed
+    }
+
+    /// What the grants of a stage list for one account.
+    pub(super) fn granted(
+        grants: &'a [AccessGrant],
+        namespace: &Namespace,
+        account: &ObjectName,
+    ) -> Self {
+        let mut listed = Self::default();
+        for grant in grants {
+            if grant.namespace == *namespace && grant.service_accounts.contains(account) {
+                listed.add(grant.variables.as_ref());
+            }
+        }
+        listed
+    }
+
+    /// Adds patterns; without any, every name.
+    fn add(&mut self, variables: Option<impl IntoIterator<Item = &'a NamePattern>>) {
+        let Some(variables) = variables else {
+            self.prefixes.insert("");
+            return;
+        };
+        for pattern in variables {
+            match pattern {
+                NamePattern::Exact(name) => self.exact.insert(name.as_str()),
+                NamePattern::Prefix(prefix) => self.prefixes.insert(prefix.as_str()),
+            };
+        }
+    }
+
+    fn covers(&self, name: &str) -> bool {
+        let mut starts = (0..=name.len()).filter_map(|end| name.get(..end));
+        self.exact.contains(name) || starts.any(|start| self.prefixes.contains(start))
     }
 }
 
@@ -197,4 +242,38 @@ fn arguments_referring(container: &Value) -> BTreeSet<&str> {
 fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|character: char| !(character.is_ascii_alphanumeric() || character == '_'))
         .filter(|word| !word.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::access::grants_variable;
+
+    #[test]
+    fn what_is_listed_is_what_the_patterns_cover_one_by_one() {
+        let grants = |text: &[Option<&[&str]>]| -> Vec<AccessGrant> {
+            let grant = |patterns: &Option<&[&str]>| AccessGrant {
+                namespace: "shop".parse().unwrap(),
+                service_accounts: vec!["api".parse().unwrap()],
+                variables: patterns
+                    .map(|patterns| patterns.iter().map(|it| it.parse().unwrap()).collect()),
+            };
+            text.iter().map(grant).collect()
+        };
+        let (shop, api) = ("shop".parse().unwrap(), "api".parse().unwrap());
+        for grants in [
+            grants(&[]),
+            grants(&[None]),
+            grants(&[Some(&["A", "DB_*"]), Some(&["B"])]),
+            grants(&[Some(&["D*"])]),
+        ] {
+            let granted = Listed::granted(&grants, &shop, &api);
+            for name in ["A", "B", "D", "DB", "DB_", "DB_URL", "OTHER"] {
+                let one_by_one = grants_variable(&grants, &shop, &api, &name.parse().unwrap());
+                assert_eq!(granted.covers(name), one_by_one, "{name} of {grants:?}");
+            }
+            let of_another = Listed::granted(&grants, &shop, &"other".parse().unwrap());
+            assert!(!of_another.covers("A"));
+        }
+    }
 }
