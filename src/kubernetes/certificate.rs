@@ -74,6 +74,7 @@ pub struct Certificates {
     configuration: String,
     authority: AuthorityCertificate,
     current: Arc<CurrentLeaf>,
+    begins_at_ms: i64,
     renew_at_ms: i64,
     ends_at_ms: i64,
     ready: watch::Sender<bool>,
@@ -100,6 +101,7 @@ impl Certificates {
             configuration: settings.webhook_configuration.clone(),
             authority: AuthorityCertificate::parse(&authority.certificate_pem)?,
             current: Arc::new(CurrentLeaf(ArcSwap::new(leaf.key))),
+            begins_at_ms: leaf.begins_at_ms,
             renew_at_ms: leaf.renew_at_ms,
             ends_at_ms: leaf.ends_at_ms,
             ready: watch::Sender::new(false),
@@ -172,13 +174,15 @@ impl Certificates {
         }
     }
 
-    /// Makes a new leaf when the current one has spent two thirds of its life. A failure is tried again at the next look.
+    /// Makes a new leaf when the current one has spent two thirds of its life, or was made while the clock was ahead and has not
+    /// begun. A failure is tried again at the next look.
     async fn renew(&mut self, metrics: &Metrics) {
         let now_ms = self.clock.now_ms();
-        if now_ms >= self.renew_at_ms {
+        if now_ms >= self.renew_at_ms || now_ms < self.begins_at_ms {
             match self.next_leaf(now_ms).await {
                 Ok(leaf) => {
                     self.current.0.store(leaf.key);
+                    self.begins_at_ms = leaf.begins_at_ms;
                     self.renew_at_ms = leaf.renew_at_ms;
                     self.ends_at_ms = leaf.ends_at_ms;
                     tracing::info!(

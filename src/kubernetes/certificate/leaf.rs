@@ -75,6 +75,7 @@ impl AuthorityCertificate {
 /// A leaf, and when to renew it.
 pub(super) struct Leaf {
     pub(super) key: Arc<CertifiedKey>,
+    pub(super) begins_at_ms: i64,
     pub(super) renew_at_ms: i64,
     pub(super) ends_at_ms: i64,
 }
@@ -143,11 +144,12 @@ pub(super) fn make_leaf(
     let issuer = Issuer::from_ca_cert_pem(&authority.certificate_pem, authority_key)
         .map_err(CertificateError::Malformed)?;
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CertificateError::Make)?;
+    let begins_at_ms = now_ms - BEGINS_BEFORE_MS;
     let ends_at_ms = now_ms + LEAF_LASTS_MS;
     let mut params = CertificateParams::default();
     params.distinguished_name = named("barekey");
     params.subject_alt_names = names.to_vec();
-    params.not_before = instant(now_ms - BEGINS_BEFORE_MS)?;
+    params.not_before = instant(begins_at_ms)?;
     params.not_after = instant(ends_at_ms)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -163,6 +165,7 @@ pub(super) fn make_leaf(
     .map_err(CertificateError::Serve)?;
     Ok(Leaf {
         key: Arc::new(certified),
+        begins_at_ms,
         renew_at_ms: now_ms + LEAF_LASTS_MS / 3 * 2,
         ends_at_ms,
     })

@@ -142,6 +142,17 @@ impl Clock for StillClock {
     }
 }
 
+async fn opened_vault(folder: &TempDir, clock: Arc<StillClock>) -> Vault {
+    let vault = VaultSettings {
+        database: format!("sqlite:{}", folder.path().join("barekey.db").display()),
+        master_key: MasterKey::from_file_content(&[7; 32]).unwrap(),
+        accepted_risks: Vec::new(),
+        value_bytes_max: 1024,
+        pod_identity: None,
+    };
+    Vault::open(vault, clock).await.unwrap()
+}
+
 /// The leaf that a listener shows to a client which trusts one authority alone, and which it verifies against it.
 async fn shown(listener: SocketAddr, authority: &AuthorityCertificate) -> Vec<u8> {
     let mut roots = RootCertStore::empty();
@@ -169,14 +180,7 @@ async fn at_two_thirds_of_its_life_and_not_before_a_leaf_gives_way_to_another_of
     let started_ms = now_ms() - two_thirds_ms;
     let clock = Arc::new(StillClock(AtomicI64::new(started_ms)));
     let folder = TempDir::new().unwrap();
-    let vault = VaultSettings {
-        database: format!("sqlite:{}", folder.path().join("barekey.db").display()),
-        master_key: MasterKey::from_file_content(&[7; 32]).unwrap(),
-        accepted_risks: Vec::new(),
-        value_bytes_max: 1024,
-        pod_identity: None,
-    };
-    let vault = Vault::open(vault, clock.clone()).await.unwrap();
+    let vault = opened_vault(&folder, clock.clone()).await;
     let opened = Certificates::open(vault.clone(), &settings(), clock.clone()).await;
     let mut certificates = opened.unwrap();
     let metrics = Metrics::default();
@@ -202,6 +206,30 @@ async fn at_two_thirds_of_its_life_and_not_before_a_leaf_gives_way_to_another_of
     // And no third one at the next look.
     certificates.renew(&metrics).await;
     assert_eq!(shown(listener, &authority).await, second);
+    vault.close().await;
+}
+
+#[tokio::test]
+async fn a_leaf_that_was_made_while_the_clock_was_ahead_gives_way_once_it_is_right() {
+    let ahead_ms = now_ms() + LEAF_LASTS_MS;
+    let clock = Arc::new(StillClock(AtomicI64::new(now_ms())));
+    let folder = TempDir::new().unwrap();
+    let vault = opened_vault(&folder, clock.clone()).await;
+    // The authority is as old as the right time.
+    authority(&vault, now_ms()).await.unwrap();
+    clock.0.store(ahead_ms, Ordering::Relaxed);
+    let opened = Certificates::open(vault.clone(), &settings(), clock.clone()).await;
+    let mut certificates = opened.unwrap();
+    let metrics = Metrics::default();
+    let bundle = certificates.authority().pem.clone().into_bytes();
+    let listener = serve_resolved(certificates.resolver()).await;
+    let name = settings().server_name();
+    certificates.renew(&metrics).await;
+    assert!(handshake(listener, &name, &bundle).await.is_err());
+
+    clock.0.store(now_ms(), Ordering::Relaxed);
+    certificates.renew(&metrics).await;
+    handshake(listener, &name, &bundle).await.unwrap();
     vault.close().await;
 }
 
