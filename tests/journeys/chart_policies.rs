@@ -507,6 +507,10 @@ fn other_pods_do_not_wait(namespace: &Namespace) {
     for number in 0..20_000 {
         many["metadata"]["annotations"][format!("n{number:05}")] = json!("");
     }
+    let mut entries = plain("entries");
+    entries["spec"]["containers"][0]["env"] = (0..5_000)
+        .map(|number| json!({"name": format!("E{number}"), "value": "x"}))
+        .collect();
     let mut empty = plain("empty-projection");
     empty["spec"]["volumes"] = json!([{"name": "empty", "projected": {}},
         {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"path": "token", "audience": "other"}}]}}]);
@@ -521,7 +525,14 @@ fn other_pods_do_not_wait(namespace: &Namespace) {
     .map(|name| json!({"name": name, "value": "x"}))
     .into_iter()
     .collect();
-    for pod in [plain("plain"), kilobytes, many, empty, command_line] {
+    for pod in [
+        plain("plain"),
+        kilobytes,
+        many.clone(),
+        entries,
+        empty,
+        command_line,
+    ] {
         let name = &pod["metadata"]["name"];
         let began = Instant::now();
         let output = create(namespace, &pod);
@@ -539,6 +550,14 @@ fn other_pods_do_not_wait(namespace: &Namespace) {
             "job/deploy",
         ])
         .succeed();
+
+    // One of ours among very many is not looked for key by key, which would take the API server seconds.
+    many["metadata"]["name"] = json!("mentions");
+    many["metadata"]["annotations"]["note"] = json!("see barekey.dev/stage");
+    let began = Instant::now();
+    let refused = create(namespace, &many);
+    assert!(refused.stderr.contains("barekey.dev"), "{refused}");
+    assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
 
     // What concerns us is refused meanwhile.
     namespace.make_service_account("shop");

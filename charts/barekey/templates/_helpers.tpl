@@ -50,26 +50,34 @@ app.kubernetes.io/component: uninstall
 {{- end }}
 
 {{/*
-CEL: whether a pod has an annotation of ours. A loop over many keys takes the API server seconds (the square of their
-number), so that one look at all of them as a text comes first.
+CEL: loops take the API server seconds where there is much to go through (the square of its number). So one look at all of it
+as a text comes first, and where there is much of it, the text decides alone: whoever writes our names into a value among so
+many is taken for one who asks.
 */}}
+
+{{/* CEL: whether a pod has an annotation of ours. */}}
 {{- define "barekey.cel.annotated" -}}
-(has(object.metadata.annotations) && '%s'.format([object.metadata.annotations]).contains('barekey.dev/') && object.metadata.annotations.exists(key, key.startsWith('barekey.dev/')))
+(has(object.metadata.annotations) && '%s'.format([object.metadata.annotations]).contains('barekey.dev/') && (object.metadata.annotations.size() > 500 || object.metadata.annotations.exists(key, key.startsWith('barekey.dev/'))))
 {{- end }}
 
 {{/* CEL: whether a pod asks for injection, if only by a misspelt key; what the webhook writes asks for nothing. */}}
 {{- define "barekey.cel.asks" -}}
-(has(object.metadata.annotations) && '%s'.format([object.metadata.annotations]).contains('barekey.dev/') && object.metadata.annotations.exists(key, key.startsWith('barekey.dev/') && !key.startsWith('barekey.dev/injected') && key != 'barekey.dev/confirm-delete'))
+(has(object.metadata.annotations) && '%s'.format([object.metadata.annotations]).contains('barekey.dev/') && (object.metadata.annotations.size() > 500 || object.metadata.annotations.exists(key, key.startsWith('barekey.dev/') && !key.startsWith('barekey.dev/injected') && key != 'barekey.dev/confirm-delete')))
 {{- end }}
 
 {{/* CEL: whether a container of the field `.` has an entry that only the webhook writes. */}}
 {{- define "barekey.cel.ourEntry" -}}
-(has(object.spec.{{ . }}) && object.spec.{{ . }} != null && object.spec.{{ . }}.exists(container, has(container.env) && container.env.exists(entry, entry.name == 'BAREKEY_ALLOWANCE' || entry.name.startsWith('BAREKEY_AGENT_'))))
+(has(object.spec.{{ . }}) && object.spec.{{ . }} != null && ['%s'.format([object.spec.{{ . }}])].exists(text, text.contains('BAREKEY_ALLOWANCE') || text.contains('BAREKEY_AGENT_')) && (object.spec.{{ . }}.size() > 32 || object.spec.{{ . }}.exists(container, has(container.env) && (container.env.size() > 200 || container.env.exists(entry, entry.name == 'BAREKEY_ALLOWANCE' || entry.name.startsWith('BAREKEY_AGENT_'))))))
 {{- end }}
 
 {{/* CEL: whether a container of the field `.` was given an allowance. */}}
 {{- define "barekey.cel.allowance" -}}
-(has(object.spec.{{ . }}) && object.spec.{{ . }}.exists(container, has(container.env) && container.env.exists(entry, entry.name == 'BAREKEY_ALLOWANCE')))
+(has(object.spec.{{ . }}) && '%s'.format([object.spec.{{ . }}]).contains('BAREKEY_ALLOWANCE') && (object.spec.{{ . }}.size() > 32 || object.spec.{{ . }}.exists(container, has(container.env) && (container.env.size() > 200 || container.env.exists(entry, entry.name == 'BAREKEY_ALLOWANCE')))))
+{{- end }}
+
+{{/* CEL: whether a pod has a token for this vault. */}}
+{{- define "barekey.cel.ourToken" -}}
+(has(object.spec.volumes) && '%s'.format([object.spec.volumes]).contains('{{ include "barekey.serverName" . }}') && (object.spec.volumes.size() > 100 || object.spec.volumes.exists(volume, has(volume.projected) && has(volume.projected.sources) && volume.projected.sources != null && (volume.projected.sources.size() > 100 || volume.projected.sources.exists(source, has(source.serviceAccountToken) && has(source.serviceAccountToken.audience) && source.serviceAccountToken.audience == '{{ include "barekey.serverName" . }}')))))
 {{- end }}
 
 {{/* What must be true before anything is rendered. */}}
