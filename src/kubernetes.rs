@@ -6,7 +6,7 @@
 //!  identity       pod tokens in, pod callers out          certificate   the CA, the leaf, the caBundle
 //!  lease          who leads; audit heads outside          events        what resources and pods are told
 //!  webhook        admission of pods over HTTP            injection     the deciding part, pure
-//!  uninstall      what goes before the operator goes
+//!  uninstall      what goes before the operator goes     turns         little at once, and each kind its part
 //! ```
 //!
 //! [`start`] joins them; each of them can be read alone.
@@ -21,6 +21,7 @@ pub mod lease;
 pub mod metrics;
 pub mod plan;
 pub mod resources;
+mod turns;
 pub mod uninstall;
 pub mod webhook;
 
@@ -121,6 +122,8 @@ pub struct Running {
     pub admission: webhook::State,
     /// Whether a handshake with our own listener verified against the live webhook configuration, once.
     pub ready: watch::Receiver<bool>,
+    /// Whether the custom resources were listed once, or were waited for long enough.
+    pub listed: watch::Receiver<bool>,
     /// What runs. Each task ends soon after `shutdown` turns true; one that ends before is a fault.
     pub tasks: JoinSet<&'static str>,
 }
@@ -180,6 +183,7 @@ pub async fn start(
         metrics.clone(),
         leads,
     );
+    let listed = controller.listed();
     let admission = webhook::State::new(
         webhook::ClusterFacts::new(client, controller.stages(), vault),
         given_now,
@@ -190,6 +194,7 @@ pub async fn start(
         certificate,
         admission,
         ready,
+        listed,
         tasks,
     })
 }

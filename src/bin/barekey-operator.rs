@@ -219,7 +219,7 @@ async fn run(settings: ServeSettings) -> anyhow::Result<()> {
         )
         .await?;
         router = router.merge(webhook::router(running.admission));
-        all_ready.push(running.ready);
+        all_ready.extend([running.ready, running.listed]);
         made = Some(running.certificate);
         parts = running.tasks;
     }

@@ -125,6 +125,12 @@ impl Organizations {
             .get(organization)
             .is_some_and(|speakers| speakers.namespaces.contains(namespace))
     }
+
+    /// Whether resources of `namespace` may declare anything.
+    pub fn know(&self, namespace: &str) -> bool {
+        let mut all = self.0.values().flat_map(|speakers| &speakers.namespaces);
+        all.any(|known| known.as_str() == namespace)
+    }
 }
 
 impl std::str::FromStr for Organizations {

@@ -12,33 +12,38 @@
 
 mod access;
 mod telling;
+mod watching;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use kube::runtime::Controller as Runtime;
 use kube::runtime::controller::{Action, Config, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::{Controller as Runtime, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::{RwLock, watch};
 use tokio::time::Instant;
 
+use self::watching::{config, down, follow_lists, gains, watched};
 use crate::domain::causes::with_causes;
 use crate::domain::names::{NameError, Namespace, ObjectName};
 use crate::kubernetes::events::Events;
 use crate::kubernetes::metrics::{Kind, Metrics, ReconcileLabels, ReconcileOutcome};
-use crate::kubernetes::plan::{self, Answer, Finding, ProjectPlan, StagePath, StagePlan};
+use crate::kubernetes::plan::{self, Answer, Finding, ProjectPlan, Reason, StagePath, StagePlan};
 use crate::kubernetes::resources::{BarekeyProject, BarekeyStage};
+use crate::kubernetes::turns::{Turn, Turns};
 use crate::kubernetes::{KubernetesSettings, RequestError, timed};
 use crate::vault::declarations::{DeclareError, Deletion};
 use crate::vault::{Clock, Unavailable, Vault};
 
-/// How many resources of one kind are reconciled at once.
-const CONCURRENCY: u16 = 8;
+/// How many resources are reconciled at once.
+const CONCURRENCY: u32 = 16;
+/// How many of one namespace: whoever has thousands in theirs does not hold up what others change.
+const CONCURRENCY_OF_NAMESPACE: u32 = 4;
 /// The first pause after a failure; it doubles.
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 /// The longest pause after a failure.
@@ -95,6 +100,7 @@ pub struct Controller {
     projects: Runtime<BarekeyProject>,
     stages: Runtime<BarekeyStage>,
     leads: watch::Receiver<bool>,
+    listed: watch::Sender<bool>,
 }
 
 /// What reconciles share.
@@ -111,12 +117,15 @@ struct Context {
     /// Declaring reads, ending writes: see the module's documentation.
     declaring: RwLock<()>,
     paces: Mutex<HashMap<String, Pace>>,
+    turns: Turns<String>,
 }
 
 /// How fast one resource may be looked at and written.
 #[derive(Default)]
 struct Pace {
     failures: u32,
+    /// What the last look found.
+    found: Option<Reason>,
     status_written: Option<Instant>,
 }
 
@@ -131,20 +140,16 @@ impl Controller {
         metrics: Metrics,
         leads: watch::Receiver<bool>,
     ) -> Self {
-        let config = Config::default().concurrency(CONCURRENCY);
-        let projects = Runtime::new(
-            Api::<BarekeyProject>::all(client.clone()),
-            watcher::Config::default(),
-        )
-        .with_config(config.clone());
-        let stages = Runtime::new(
-            Api::<BarekeyStage>::all(client.clone()),
-            watcher::Config::default(),
-        )
-        .with_config(config);
+        // The runtime takes all that change; whose turn it is, is said by [`Context::turns`].
+        let config = Config::default().concurrency(0);
+        let (known_projects, changed) = watched(Api::all(client.clone()), &settings);
+        let projects =
+            Runtime::for_stream(changed, known_projects.clone()).with_config(config.clone());
+        let (known_stages, changed) = watched(Api::all(client.clone()), &settings);
+        let stages = Runtime::for_stream(changed, known_stages.clone()).with_config(config);
         let context = Context {
-            projects: projects.store(),
-            stages: stages.store(),
+            projects: known_projects,
+            stages: known_stages,
             client,
             vault,
             settings,
@@ -154,13 +159,20 @@ impl Controller {
             leads: leads.clone(),
             declaring: RwLock::new(()),
             paces: Mutex::default(),
+            turns: Turns::new(CONCURRENCY, CONCURRENCY_OF_NAMESPACE),
         };
         Self {
             context: Arc::new(context),
             projects,
             stages,
             leads,
+            listed: watch::Sender::new(false),
         }
+    }
+
+    /// Whether both kinds were listed once, or were waited for long enough.
+    pub fn listed(&self) -> watch::Receiver<bool> {
+        self.listed.subscribe()
     }
 
     /// Every BarekeyStage, as last seen; filled once [`Controller::run`] runs.
@@ -195,7 +207,7 @@ impl Controller {
             .stages
             .watches(
                 Api::<BarekeyProject>::all(context.client.clone()),
-                watcher::Config::default(),
+                config(),
                 move |project| of_project.stages_of(&project),
             )
             .reconcile_all_on(gains(self.leads.clone()))
@@ -218,27 +230,11 @@ impl Controller {
         tokio::join!(
             projects,
             stages,
+            follow_lists(Arc::clone(&context), self.listed, shutdown.clone()),
             access::follow_ends(Arc::clone(&context), shutdown.clone()),
             access::sweep(context, self.leads, shutdown)
         );
     }
-}
-
-/// An item each time that this replica becomes the leader.
-fn gains(leads: watch::Receiver<bool>) -> impl Stream<Item = ()> + Send + 'static {
-    futures::stream::unfold(leads, |mut leads| async move {
-        loop {
-            leads.changed().await.ok()?;
-            if *leads.borrow_and_update() {
-                return Some(((), leads));
-            }
-        }
-    })
-}
-
-async fn down(mut shutdown: watch::Receiver<bool>) {
-    // A sender that is gone is a process that ends.
-    drop(shutdown.wait_for(|down| *down).await);
 }
 
 fn log<Q: std::error::Error + 'static>(error: &ControllerError<ReconcileError, Q>) {
@@ -277,11 +273,21 @@ async fn reconcile_project(
     project: Arc<BarekeyProject>,
     context: Arc<Context>,
 ) -> Result<Action, ReconcileError> {
-    if !*context.leads.borrow() {
+    let Some(_turn) = context.turn(&*project).await else {
         return Ok(Action::await_change());
-    }
+    };
+    // Apart, so that what waits for its turn is small.
+    Box::pin(act_on_project(project, context)).await
+}
+
+async fn act_on_project(
+    project: Arc<BarekeyProject>,
+    context: Arc<Context>,
+) -> Result<Action, ReconcileError> {
     // Read.
-    let siblings = context.projects.state();
+    let siblings = context
+        .projects
+        .state_filter(|sibling| sibling.metadata.namespace == project.metadata.namespace);
     // Decide.
     let plan = plan::plan_project(
         &project,
@@ -342,15 +348,24 @@ async fn reconcile_stage(
     stage: Arc<BarekeyStage>,
     context: Arc<Context>,
 ) -> Result<Action, ReconcileError> {
-    if !*context.leads.borrow() {
+    let Some(_turn) = context.turn(&*stage).await else {
         return Ok(Action::await_change());
-    }
+    };
+    Box::pin(act_on_stage(stage, context)).await
+}
+
+async fn act_on_stage(
+    stage: Arc<BarekeyStage>,
+    context: Arc<Context>,
+) -> Result<Action, ReconcileError> {
     let namespace: Namespace = stage.namespace().unwrap_or_default().parse()?;
     let name: ObjectName = stage.name_any().parse()?;
     let declaring = context.declaring.read().await;
     // Read.
-    let siblings = context.stages.state();
-    let project = context.project(&namespace, &stage.spec.project).await?;
+    let siblings = context
+        .stages
+        .state_filter(|sibling| sibling.metadata.namespace == stage.metadata.namespace);
+    let project = context.project_of(&stage, &namespace).await?;
     // Decide.
     let plan = plan::plan_stage(
         &stage,
@@ -465,6 +480,16 @@ fn after_deletion(deletion: Result<Deletion, Unavailable>, slug: &str) -> Option
 }
 
 impl Context {
+    /// A turn for a look at a resource; `None` while another replica leads.
+    async fn turn<K: Resource<DynamicType = ()>>(&self, object: &K) -> Option<Turn> {
+        let leads = || *self.leads.borrow();
+        if !leads() {
+            return None;
+        }
+        let turn = self.turns.take(object.meta().namespace.clone(), 1).await;
+        turn.filter(|_| leads())
+    }
+
     fn now(&self) -> Time {
         // Kubernetes keeps whole seconds.
         let seconds = self.clock.now_ms().div_euclid(1000);
@@ -514,23 +539,30 @@ impl Context {
             .collect()
     }
 
-    /// The BarekeyProject of that name; asked for when the store has none, which may be behind.
-    async fn project(
+    /// The BarekeyProject that a stage names. The API server is asked when the store has none, which may be behind, but once:
+    /// a stage that was told so is looked at when its project comes.
+    async fn project_of(
         &self,
+        stage: &BarekeyStage,
         namespace: &Namespace,
-        name: &str,
     ) -> Result<Option<Arc<BarekeyProject>>, ReconcileError> {
+        let name = &stage.spec.project;
         let stored = self
             .projects
             .get(&ObjectRef::new(name).within(namespace.as_str()));
-        if stored.is_some() {
+        let told = || {
+            let paces = self.paces();
+            let pace = paces.get(&key(stage));
+            pace.is_some_and(|pace| pace.found == Some(Reason::ProjectNotFound))
+        };
+        if stored.is_some() || told() {
             return Ok(stored);
         }
         let api: Api<BarekeyProject> = Api::namespaced(self.client.clone(), namespace.as_str());
         let live = timed(TIMEOUT, api.get_opt(name)).await;
         live.map(|project| project.map(Arc::new))
             .map_err(|source| ReconcileError::ReadProject {
-                name: name.to_owned(),
+                name: name.clone(),
                 source,
             })
     }

@@ -101,6 +101,8 @@ pub struct Metrics {
     pub admissions: Family<AdmissionLabels, Counter>,
     /// 1 while this replica leads.
     pub leads: Gauge,
+    /// 1 once every BarekeyProject and BarekeyStage was listed.
+    pub resources_listed: Gauge,
     /// 1 while a handshake with our own listener verifies against the live webhook configuration.
     pub certificate_verified: Gauge,
     /// When the serving certificate ends, in seconds since 1970.
@@ -131,6 +133,11 @@ impl Metrics {
             "leads",
             "1 while this replica holds the Lease",
             metrics.leads.clone(),
+        );
+        registry.register(
+            "resources_listed",
+            "1 once every BarekeyProject and BarekeyStage was listed",
+            metrics.resources_listed.clone(),
         );
         registry.register(
             "certificate_verified",

@@ -11,7 +11,8 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::core::Rule;
 use kube::{CustomResource, KubeSchema};
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Keeps a resource until what it declared is deleted in the vault.
 pub const FINALIZER: &str = "barekey.dev/cleanup";
@@ -19,6 +20,10 @@ pub const FINALIZER: &str = "barekey.dev/cleanup";
 pub const CONFIRM_DELETE_ANNOTATION: &str = "barekey.dev/confirm-delete";
 /// The most stages that a status names.
 pub const STATUS_STAGES_MAX: usize = 100;
+/// The most conditions that a status has: our three, and those of others.
+const CONDITIONS_MAX: usize = 16;
+/// The most names, of service accounts and of variables, that the `access` of one BarekeyStage has; told in texts below.
+const ACCESS_NAMES_MAX: usize = 512;
 
 /// What a slug looks like, as the API server checks it.
 const SLUG_PATTERN: &str = "^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$";
@@ -32,6 +37,33 @@ fn slug_or_name() -> Rule {
         "metadata.name is no slug (at most 48 lower-case letters, digits and '-'): set spec.slug",
     )
     .field_path(".spec.slug")
+}
+
+/// The names in `access`, counted: they bound how large a BarekeyStage is.
+fn few_names() -> Rule {
+    Rule::new(format!(
+        "self.map(it, it.serviceAccounts.size() + (has(it.variables) ? it.variables.size() : 0)).sum() <= {ACCESS_NAMES_MAX}"
+    ))
+    .message(
+        "access names more than 512 service accounts and variables in all: write PREFIX_* for many variables, or leave variables out for all of them",
+    )
+}
+
+/// What can be read; `None` for the rest.
+///
+/// The API server takes times that are none, such as `2026-01-01T00:00:00+99:99`. Whoever may write a status could stop the
+/// watch of all others with one of them.
+fn read_if<T: DeserializeOwned>(value: serde_json::Value) -> Option<T> {
+    serde_json::from_value(value).ok()
+}
+
+fn readable_conditions<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Condition>, D::Error> {
+    let all = Vec::<serde_json::Value>::deserialize(from)?;
+    Ok(all.into_iter().filter_map(read_if).collect())
+}
+
+fn readable_time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Time>, D::Error> {
+    Option::<serde_json::Value>::deserialize(from).map(|time| time.and_then(read_if))
 }
 
 /// What happens to the vault's data when the resource is deleted.
@@ -119,9 +151,11 @@ pub struct BarekeyProjectSpec {
 pub struct BarekeyProjectStatus {
     /// The project's id in the vault. Never changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub id: Option<String>,
     /// The slugs of the project's stages in the vault, at most 100 of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = STATUS_STAGES_MAX), inner(length(max = 48)))]
     pub stages: Vec<String>,
     /// How many stages the project has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,13 +164,22 @@ pub struct BarekeyProjectStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_version: Option<i64>,
     /// When the newest data key was made.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "readable_time"
+    )]
     pub key_created_at: Option<Time>,
     /// The generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Ready, Reconciling and Stalled, each with a reason and with what to do.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "readable_conditions"
+    )]
+    #[schemars(length(max = CONDITIONS_MAX))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 }
@@ -205,9 +248,10 @@ pub struct BarekeyStageSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protected: Option<bool>,
     /// Which service accounts may read the stage's variables. Default: none. A change holds from the next start of a
-    /// container on. All of it has at most 4096 pairs of a service account and a variable.
+    /// container on. All of it names at most 512 service accounts and variables, which make at most 4096 pairs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
+    #[x_kube(validation = few_names())]
     pub access: Vec<StageAccess>,
     /// What happens to the stage in the vault when this resource is deleted: `Retain` (default) leaves it, `Delete` deletes
     /// it, and waits for the annotation `barekey.dev/confirm-delete: <slug>` while variables are left. Either way the
@@ -253,9 +297,11 @@ pub struct StageAccess {
 pub struct BarekeyStageStatus {
     /// The stage's id in the vault. Never changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub id: Option<String>,
     /// Where the stage is in the vault: `organization/project/stage`, the slugs that the API and the command line take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 160))]
     pub path: Option<String>,
     /// Raised by each change of the stage's variables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -270,7 +316,40 @@ pub struct BarekeyStageStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Ready, Reconciling and Stalled, each with a reason and with what to do.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "readable_conditions"
+    )]
+    #[schemars(length(max = CONDITIONS_MAX))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_time_that_is_none_counts_as_none_and_what_stands_beside_it_is_read() {
+        let condition = |kind: &str, since: &str| json!({"type": kind, "status": "True", "reason": "R", "message": "", "lastTransitionTime": since});
+        // The API server takes it.
+        let bad = "2026-01-01T00:00:00+99:99";
+        let conditions = json!([
+            condition("Ready", bad),
+            condition("Stalled", "2026-01-01T00:00:00Z")
+        ]);
+        let stage: BarekeyStageStatus =
+            serde_json::from_value(json!({"id": "stg_1", "conditions": conditions})).unwrap();
+        assert_eq!(stage.conditions.len(), 1);
+        assert_eq!(stage.conditions[0].type_, "Stalled");
+        let project: BarekeyProjectStatus =
+            serde_json::from_value(json!({"keyCreatedAt": bad, "conditions": conditions})).unwrap();
+        assert_eq!(
+            (project.key_created_at, project.conditions.len()),
+            (None, 1)
+        );
+    }
 }

@@ -25,6 +25,10 @@ pub(crate) fn journeys() -> Vec<Journey> {
             "a_status_follows_what_is_written_over_the_api",
             status_follows,
         ),
+        Journey::changing(
+            "a_time_that_is_none_in_one_status_stops_no_other_resource",
+            a_bad_time_stops_nothing,
+        ),
     ]
 }
 
@@ -175,6 +179,20 @@ fn stage_waits_for_its_project(namespace: &Namespace) {
     });
 }
 
+/// An `access` that names so many service accounts and variables.
+fn many_names(count: usize) -> Value {
+    let names: Vec<String> = (0..count).map(|number| format!("n{number}")).collect();
+    let entries = names.chunks(64);
+    entries
+        .map(|names| match names {
+            [account, variables @ ..] if !variables.is_empty() => {
+                json!({"serviceAccounts": [account], "variables": variables})
+            }
+            accounts => json!({"serviceAccounts": accounts}),
+        })
+        .collect()
+}
+
 fn bad_specs_are_refused(namespace: &Namespace) {
     Installation::shared();
     let long = "x".repeat(49);
@@ -220,12 +238,21 @@ fn bad_specs_are_refused(namespace: &Namespace) {
             access(json!({"serviceAccounts": ["api"], "namespace": "Shop"})),
             "namespace",
         ),
+        (
+            stage("production", "backend", json!({"access": many_names(513)})),
+            "access names more than 512",
+        ),
     ];
     for (manifest, word) in bad {
         let told = namespace.refuse(manifest.clone());
         assert!(told.contains(word), "{manifest}\n{told}");
     }
     assert_eq!(namespace.list("barekey"), Vec::<Value>::new());
+    namespace.apply(stage(
+        "production",
+        "backend",
+        json!({"access": many_names(512)}),
+    ));
 }
 
 fn identity_is_immutable(namespace: &Namespace) {
@@ -278,4 +305,30 @@ fn status_follows(namespace: &Namespace) {
             Err(status.to_string())
         }
     });
+}
+
+fn a_bad_time_stops_nothing(namespace: &Namespace) {
+    let installation = Installation::shared();
+    let organization = installation.organization(namespace);
+    namespace.apply(project("backend", &organization.slug, json!({})));
+    namespace.apply(stage("production", "backend", json!({})));
+    namespace.wait_ready("bks/production");
+    installation.stop();
+    // The API server takes it for a time.
+    let condition = json!({"type": "Planted", "status": "True", "reason": "Planted", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00+99:99"});
+    let patch = json!([{"op": "add", "path": "/status/conditions/-", "value": condition}]);
+    namespace
+        .kubectl([
+            "patch",
+            "bks/production",
+            "--subresource=status",
+            "--type=json",
+        ])
+        .args(["-p", &patch.to_string()])
+        .succeed();
+    installation.start();
+    namespace.apply(stage("staging", "backend", json!({})));
+    namespace.wait_ready("bks/staging");
+    namespace.kubectl(["delete", "bks/production"]).succeed();
 }

@@ -12,7 +12,8 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource, ResourceExt};
 use tokio::sync::watch;
 
-use super::{Context, ReconcileError, TIMEOUT, down, key_of};
+use super::watching::{self, down};
+use super::{Context, ReconcileError, TIMEOUT, key_of};
 use crate::domain::causes::with_causes;
 use crate::domain::names::{Namespace, ObjectName};
 use crate::kubernetes::resources::BarekeyStage;
@@ -21,8 +22,6 @@ use crate::vault::declarations::StageOwner;
 
 /// How often the sweep runs.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
-/// How many objects one page of a list has.
-const PAGE: u32 = 500;
 
 impl Context {
     /// A BarekeyStage is gone, as far as a watch knows.
@@ -85,7 +84,7 @@ impl Context {
     async fn existing_stages(&self) -> Result<BTreeSet<(String, String)>, RequestError> {
         let api: Api<BarekeyStage> = Api::all(self.client.clone());
         let mut existing = BTreeSet::new();
-        let mut params = ListParams::default().limit(PAGE);
+        let mut params = ListParams::default().limit(watching::PAGE);
         loop {
             let page = timed(TIMEOUT, api.list_metadata(&params)).await?;
             let next = page.metadata.continue_.clone().unwrap_or_default();
@@ -117,7 +116,7 @@ fn stale(
 /// Ends the access of each BarekeyStage as it goes, until `shutdown`.
 pub(super) async fn follow_ends(context: Arc<Context>, shutdown: watch::Receiver<bool>) {
     let stages: Api<PartialObjectMeta<BarekeyStage>> = Api::all(context.client.clone());
-    let events = watcher(stages, watcher::Config::default()).default_backoff();
+    let events = watcher(stages, watching::config()).default_backoff();
     ends(events)
         .take_until(down(shutdown))
         .for_each(|(namespace, name)| {
