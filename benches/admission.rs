@@ -55,6 +55,8 @@ impl Facts for OneStage {
     fn names<'a>(
         &'a self,
         _stage: &'a StageId,
+        _namespace: &'a Namespace,
+        _name: &'a ObjectName,
     ) -> BoxFuture<'a, Result<BTreeSet<VariableName>, Unanswered>> {
         async { Ok(BTreeSet::from(["DATABASE_URL".parse().unwrap()])) }.boxed()
     }

@@ -57,10 +57,12 @@ pub trait Facts: Send + Sync {
         name: &'a ObjectName,
     ) -> BoxFuture<'a, Result<Option<DeclaredStage>, Unanswered>>;
 
-    /// The names that a stage holds.
+    /// The names that a stage holds, if the resource of that name declares it.
     fn names<'a>(
         &'a self,
         stage: &'a StageId,
+        namespace: &'a Namespace,
+        name: &'a ObjectName,
     ) -> BoxFuture<'a, Result<BTreeSet<VariableName>, Unanswered>>;
 }
 
@@ -220,7 +222,7 @@ async fn inject(
         Err(refusal) => return Verdict::forbidden(&refusal),
     };
     let names = if request.needs_names() {
-        names_of(state, granted.id()).await
+        names_of(state, granted.id(), namespace, name).await
     } else {
         None
     };
@@ -233,9 +235,12 @@ async fn inject(
     }
 }
 
-async fn names_of(state: &State, stage: &StageId) -> Option<BTreeSet<VariableName>> {
-    tokio::time::timeout(NAMES_WAIT_MAX, state.facts.names(stage))
-        .await
-        .ok()?
-        .ok()
+async fn names_of(
+    state: &State,
+    stage: &StageId,
+    namespace: &Namespace,
+    name: &ObjectName,
+) -> Option<BTreeSet<VariableName>> {
+    let names = state.facts.names(stage, namespace, name);
+    tokio::time::timeout(NAMES_WAIT_MAX, names).await.ok()?.ok()
 }

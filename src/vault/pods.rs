@@ -13,7 +13,7 @@ use super::{Core, Unavailable, Vault};
 use crate::crypto::tokens::PresentedToken;
 use crate::domain::access::{Actor, Caller, PodCaller, grants_anything, grants_variable};
 use crate::domain::audit::{Action, AuditEvent, Origin, Outcome};
-use crate::domain::names::{StageId, VariableName};
+use crate::domain::names::{Namespace, ObjectName, StageId, VariableName};
 use crate::domain::plaintext::Plaintext;
 use crate::storage::variables::VariableRow;
 use crate::storage::{self, Batch, Found};
@@ -171,19 +171,20 @@ impl Vault {
         Ok(None)
     }
 
-    /// The names that a stage holds, sorted; `None` when there is no such stage. For the webhook, which sees no value.
+    /// The names that a stage holds, sorted; `None` when there is no such stage, or another resource than `name` in `namespace`
+    /// declares it. For the webhook, which sees no value.
     ///
     /// # Errors
     /// [`Unavailable`] when the database cannot be read.
     pub async fn variable_names(
         &self,
         stage: &StageId,
+        namespace: &Namespace,
+        name: &ObjectName,
     ) -> Result<Option<Vec<VariableName>>, Unavailable> {
         let mut db = self.reader().await?;
-        if storage::projects::stage_by_id(&mut db, stage)
-            .await?
-            .is_none()
-        {
+        let declared = storage::projects::stages_of_resource(&mut db, namespace, name).await?;
+        if !declared.whole.contains(stage) {
             return Ok(None);
         }
         let names = storage::variables::variable_names(&mut db, stage).await?;

@@ -3,7 +3,6 @@
 //! Whoever reaches the Service can post here, so nothing that is posted may cost more than the process can spare.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -12,11 +11,11 @@ use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::review::ReviewError;
-use crate::domain::shares::{Bounds, Share, Shares};
+use crate::domain::shares::{Bounds, Share, Shares, network};
+use crate::kubernetes::turns::{Turn, Turns};
 use crate::protocol::error::{ErrorBody, ErrorDetail};
 
 /// The longest review that is read, in bytes: an object of the API server has 1.5 MiB at most, and a review holds two.
@@ -38,6 +37,9 @@ const READING: Bounds = Bounds {
 };
 /// How much all reviews that are being answered may have in memory together, in KiB, by [`kibibytes`].
 const MEMORY_KIBIBYTES_MAX: u32 = 64 * 1024;
+/// How much of it reviews of one address may have, or of one /64 network of IPv6: whoever else posts finds room, however many
+/// wait there.
+const MEMORY_KIBIBYTES_OF_PEER: u32 = MEMORY_KIBIBYTES_MAX / 2;
 /// What one review counts at least, in KiB: no more than 64 are answered at once.
 const REVIEW_KIBIBYTES_MIN: u32 = 1024;
 /// What a JSON object takes in memory at most while it has few fields, in bytes.
@@ -50,7 +52,7 @@ const RETRY_SECONDS: u32 = 1;
 /// Room for the bodies of reviews.
 pub(super) struct Bodies {
     reading: Shares,
-    memory: Arc<Semaphore>,
+    memory: Turns<IpAddr>,
     read_time_max: Duration,
     wait_max: Duration,
 }
@@ -60,13 +62,13 @@ impl Bodies {
     pub(super) fn new() -> Self {
         Self {
             reading: Shares::new(READING),
-            memory: Arc::new(Semaphore::new(MEMORY_KIBIBYTES_MAX as usize)),
+            memory: Turns::new(MEMORY_KIBIBYTES_MAX, MEMORY_KIBIBYTES_OF_PEER),
             read_time_max: READ_TIME_MAX,
             wait_max: WAIT_MAX,
         }
     }
 
-    /// Reads a body of a peer, and holds room for what it becomes until the permit is dropped.
+    /// Reads a body of a peer, and holds room for what it becomes until the turn is dropped.
     ///
     /// # Errors
     /// [`Malformed`] for what is too long, too slow or too much.
@@ -74,7 +76,7 @@ impl Bodies {
         &self,
         body: Body,
         peer: Option<IpAddr>,
-    ) -> Result<(Vec<u8>, OwnedSemaphorePermit), Malformed> {
+    ) -> Result<(Vec<u8>, Turn), Malformed> {
         if body.size_hint().lower() > BYTES_MAX as u64 {
             return Err(Malformed::TooLong);
         }
@@ -89,10 +91,11 @@ impl Bodies {
         if kibibytes > MEMORY_KIBIBYTES_MAX {
             return Err(Malformed::TooManyParts);
         }
-        let room = Arc::clone(&self.memory).acquire_many_owned(kibibytes.max(REVIEW_KIBIBYTES_MIN));
+        let whose = peer.map(|peer| network(peer).unwrap_or(peer));
+        let room = self.memory.take(whose, kibibytes.max(REVIEW_KIBIBYTES_MIN));
         match timeout(self.wait_max, room).await {
-            Ok(Ok(room)) => Ok((body, room)),
-            Ok(Err(_)) | Err(_) => Err(Malformed::TooManyReviews),
+            Ok(Some(room)) => Ok((body, room)),
+            Ok(None) | Err(_) => Err(Malformed::TooManyReviews),
         }
     }
 }
@@ -243,6 +246,25 @@ mod tests {
         assert_eq!(response.headers()[RETRY_AFTER], "1");
         rooms.pop();
         assert!(bodies.read(Body::from("{}"), None).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn reviews_of_one_address_do_not_hold_up_another_ones() {
+        let bodies = Bodies::new();
+        let peer = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        let mut flood: futures::stream::FuturesUnordered<_> = (0..256)
+            .map(|_| bodies.read(Body::from("{}"), peer("192.0.2.1")))
+            .collect();
+        let mut rooms = Vec::new();
+        while let Some(Some(read)) =
+            futures::FutureExt::now_or_never(futures::StreamExt::next(&mut flood))
+        {
+            rooms.push(read.unwrap());
+        }
+        assert_eq!(rooms.len(), 32, "all others wait");
+        let review = bodies.read(Body::from("{}"), peer("192.0.2.2"));
+        let review = futures::FutureExt::now_or_never(review);
+        assert!(review.is_some_and(|read| read.is_ok()));
     }
 
     #[tokio::test]

@@ -1,9 +1,9 @@
 //! What admission knows of the cluster and of the vault, and how it comes to know it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -25,6 +25,10 @@ use crate::vault::Vault;
 const LIVE_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How many BarekeyStages the API server is asked for at once.
 const LIVE_READS_MAX: usize = 16;
+/// How long a BarekeyStage that the API server does not have is not asked for again, unless the watch tells of one.
+const ABSENT_KEPT: Duration = Duration::from_secs(1);
+/// How many of those are remembered.
+const ABSENT_MAX: usize = 1024;
 /// How often the Service's addresses are looked up anew.
 const ADDRESSES_EVERY: Duration = Duration::from_secs(60);
 /// How soon they are looked up again while there are none, as when the cluster's DNS starts after the operator.
@@ -36,6 +40,7 @@ pub struct ClusterFacts {
     stages: Store<BarekeyStage>,
     vault: Vault,
     live_reads: Semaphore,
+    absent: Absent,
 }
 
 impl ClusterFacts {
@@ -46,6 +51,7 @@ impl ClusterFacts {
             stages,
             vault,
             live_reads: Semaphore::new(LIVE_READS_MAX),
+            absent: Absent::default(),
         }
     }
 }
@@ -62,13 +68,20 @@ impl Facts for ClusterFacts {
         name: &'a ObjectName,
     ) -> BoxFuture<'a, Result<Option<DeclaredStage>, Unanswered>> {
         Box::pin(async move {
+            if self.seen(namespace, name).is_none() && self.absent.has(namespace, name) {
+                return Ok(None);
+            }
             let stages = Api::<BarekeyStage>::namespaced(self.client.clone(), namespace.as_str());
             let asked = async {
                 let _turn = self.live_reads.acquire().await;
                 stages.get_opt(name.as_str()).await
             };
             match tokio::time::timeout(LIVE_WAIT_MAX, asked).await {
-                Ok(Ok(stage)) => Ok(stage.as_ref().map(declared)),
+                Ok(Ok(Some(stage))) => Ok(Some(declared(&stage))),
+                Ok(Ok(None)) => {
+                    self.absent.remember(namespace, name);
+                    Ok(None)
+                }
                 Ok(Err(error)) => {
                     tracing::warn!(error = %with_causes(&error), "cannot read a BarekeyStage");
                     Err(Unanswered)
@@ -81,9 +94,13 @@ impl Facts for ClusterFacts {
     fn names<'a>(
         &'a self,
         stage: &'a StageId,
+        namespace: &'a Namespace,
+        name: &'a ObjectName,
     ) -> BoxFuture<'a, Result<BTreeSet<VariableName>, Unanswered>> {
         Box::pin(async move {
-            match self.vault.variable_names(stage).await {
+            // The status that the id was read from is written by whoever has the right to.
+            let names = self.vault.variable_names(stage, namespace, name);
+            match names.await {
                 Ok(names) => Ok(names.into_iter().flatten().collect()),
                 Err(error) => {
                     tracing::warn!(error = %with_causes(&error), "cannot read the names of a stage");
@@ -91,6 +108,29 @@ impl Facts for ClusterFacts {
                 }
             }
         })
+    }
+}
+
+/// BarekeyStages that were not there a moment ago, so that a flood of reviews that name none does not become one of requests.
+#[derive(Default)]
+struct Absent(Mutex<HashMap<(Namespace, ObjectName), Instant>>);
+
+impl Absent {
+    fn has(&self, namespace: &Namespace, name: &ObjectName) -> bool {
+        let absent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        absent
+            .get(&(namespace.clone(), name.clone()))
+            .is_some_and(|since| since.elapsed() < ABSENT_KEPT)
+    }
+
+    fn remember(&self, namespace: &Namespace, name: &ObjectName) {
+        let mut absent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if absent.len() >= ABSENT_MAX {
+            absent.retain(|_, since| since.elapsed() < ABSENT_KEPT);
+        }
+        if absent.len() < ABSENT_MAX {
+            absent.insert((namespace.clone(), name.clone()), Instant::now());
+        }
     }
 }
 
@@ -201,6 +241,25 @@ mod tests {
         assert_eq!(stage.id.unwrap().as_str(), "stg_1");
         assert_eq!((stage.revision, stage.ready), (3, true));
         assert_eq!(stage.access[0].namespace.as_str(), "shop");
+    }
+
+    #[test]
+    fn a_stage_that_was_absent_is_remembered_by_its_whole_name_and_no_more_than_some_are() {
+        let absent = Absent::default();
+        let of = |namespace: &str, name: &str| {
+            let name: ObjectName = name.parse().unwrap();
+            (namespace.parse::<Namespace>().unwrap(), name)
+        };
+        let (shop, name) = of("shop", "stage-0");
+        absent.remember(&shop, &name);
+        assert!(absent.has(&shop, &name));
+        let (other, _) = of("other", "stage-0");
+        assert!(!absent.has(&other, &name));
+        for number in 1..2 * ABSENT_MAX {
+            let (namespace, name) = of("shop", &format!("stage-{number}"));
+            absent.remember(&namespace, &name);
+        }
+        assert!(absent.0.lock().unwrap().len() <= ABSENT_MAX);
     }
 
     #[test]

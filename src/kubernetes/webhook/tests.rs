@@ -44,6 +44,8 @@ impl Facts for Said {
     fn names<'a>(
         &'a self,
         _: &'a StageId,
+        _: &'a Namespace,
+        _: &'a ObjectName,
     ) -> BoxFuture<'a, Result<BTreeSet<VariableName>, Unanswered>> {
         Box::pin(async {
             match self.names.clone() {

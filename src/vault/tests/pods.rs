@@ -58,15 +58,31 @@ async fn a_pod_reads_its_allowance_cut_to_its_access(place: Place) {
     assert_eq!(reads(vec![narrow.clone()]).await, "DB_URL=u");
     let second = allowance(id, r#","variables":[],"references":["KEY"]"#);
     assert_eq!(reads(vec![narrow, second]).await, "DB_URL=u KEY=k");
-    let names = vault.variable_names(&stage).await.unwrap().unwrap();
-    assert_eq!(names.len(), 4);
-    assert!(
-        vault
-            .variable_names(&"stg_none".parse().unwrap())
+    let names = |stage: &str, namespace: &str, name: &str| {
+        let (vault, stage) = (vault.clone(), stage.parse().unwrap());
+        let (namespace, name) = (namespace.parse().unwrap(), name.parse().unwrap());
+        async move {
+            vault
+                .variable_names(&stage, &namespace, &name)
+                .await
+                .unwrap()
+        }
+    };
+    assert_eq!(
+        names(id, "team-a", "backend-production")
             .await
             .unwrap()
-            .is_none()
+            .len(),
+        4
     );
+    for (stage, namespace, name) in [
+        ("stg_none", "team-a", "backend-production"),
+        (id, "team-b", "backend-production"),
+        (id, "team-a", "other"),
+    ] {
+        let told = names(stage, namespace, name).await;
+        assert!(told.is_none(), "{stage} to {namespace}/{name}");
+    }
     assert_eq!(acme.findings().await, Vec::<String>::new());
 }
 
