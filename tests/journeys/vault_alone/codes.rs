@@ -10,7 +10,12 @@ use super::http;
 use super::server::{Place, STAGING, Shop};
 
 pub(crate) fn each_code_has_its_status(engine: Engine) {
-    let Shop { server, owner, .. } = Shop::open(engine);
+    // The place with its directory lives as long as the server.
+    let Shop {
+        place: _place,
+        server,
+        owner,
+    } = Shop::open(engine);
     let nothing = json!({});
     for path in [
         "/",
@@ -165,7 +170,12 @@ pub(crate) fn a_connection_that_never_asks_is_closed() {
 }
 
 pub(crate) fn a_body_that_never_ends_is_cut_off() {
-    let Shop { server, owner, .. } = Shop::open(Engine::Sqlite);
+    // The place with its directory lives as long as the server.
+    let Shop {
+        place: _place,
+        server,
+        owner,
+    } = Shop::open(Engine::Sqlite);
     let mut stream = http::connect(server.api);
     let head = format!(
         "POST /v1/env/list HTTP/1.1\r\nhost: b\r\nauthorization: Bearer {owner}\r\ncontent-length: 100\r\n\r\n{{"
