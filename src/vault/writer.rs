@@ -337,6 +337,8 @@ struct Done {
     changed_stages: Vec<StageId>,
     changed_tokens: Vec<Vec<u8>>,
     changed: bool,
+    /// Whether the database refused a change's statement.
+    refused: bool,
 }
 
 impl Writer {
@@ -471,16 +473,20 @@ impl Writer {
             }
             match self.fill(&mut work, group, begins_late).await {
                 Ok(done) => {
-                    self.connection = Some(work.db);
+                    // One that refused a statement may be good for nothing more: opened, say, while its file was read-only.
+                    if !done.refused {
+                        self.connection = Some(work.db);
+                    }
                     return Ok(done);
                 }
                 Err(error) => {
                     // What was to be stored of tokens' use was taken back too.
                     self.touched.clear();
-                    if work.db.roll_back().await.is_ok() {
-                        self.connection = Some(work.db);
-                    }
+                    let rolled_back = work.db.roll_back().await.is_ok();
                     if error.is_conflict() && attempt < ATTEMPTS {
+                        if rolled_back {
+                            self.connection = Some(work.db);
+                        }
                         attempt += 1;
                         continue;
                     }
@@ -530,7 +536,7 @@ impl Writer {
         let (mut tally, due) = self.refusals.begin(work.now_ms, self.counts_all);
         let mut heads = self.lock_heads(work, group, &due).await?;
         let verdicts = self.verdicts(work, group).await?;
-        let mut changed = false;
+        let (mut changed, mut refused) = (false, false);
         let mut events = Vec::new();
         for change in &mut group.changes {
             work.db.begin_member().await?;
@@ -551,6 +557,7 @@ impl Writer {
                 if error.is_conflict() || error.is_given_up() {
                     return Err(error);
                 }
+                refused = true;
                 work.events.clear();
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
@@ -606,6 +613,7 @@ impl Writer {
             changed_stages: std::mem::take(&mut work.changed_stages),
             changed_tokens: std::mem::take(&mut work.changed_tokens),
             changed,
+            refused,
         })
     }
 

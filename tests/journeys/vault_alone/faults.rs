@@ -1,5 +1,6 @@
 //! The database is away, read-only, full or busy: 503, nothing half done, and back by itself.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -135,7 +136,7 @@ impl SmallDisk {
     }
 
     /// Fills what is left; returns the file to remove.
-    fn fill(&self) -> std::path::PathBuf {
+    fn fill(&self) -> PathBuf {
         let path = self.0.path().join("ballast");
         let filled = Command::new("dd")
             .args(["if=/dev/zero", "bs=4096", "status=none"])
@@ -214,13 +215,13 @@ pub(crate) fn a_sqlite_file_that_is_read_only_recovers() {
     } = Shop::open_at(Place::at(Engine::Sqlite, disk.0.path()));
     server.write(&owner, STAGING, &[("KEEP", "kept")]);
     assert_eq!(server.value(&owner, STAGING, "KEEP"), "kept");
-    let attribute = |change: &str| {
-        let files = ["barekey.db", "barekey.db-wal"].map(|name| place.directory.join(name));
+    let files = ["barekey.db", "barekey.db-wal"].map(|name| place.directory.join(name));
+    let attribute = |change: &str, files: &[PathBuf]| {
         succeed(Command::new("chattr").arg(change).args(files));
     };
     // What was refused last, and what comes first afterwards, find a connection that may have been opened for reading alone.
     for writes_alone in [false, true] {
-        attribute("+i");
+        attribute("+i", &files);
         // Twice: by the connection that was there, and by the one that the server made after that.
         assert_unavailable(&server, &owner);
         assert_unavailable(&server, &owner);
@@ -235,7 +236,12 @@ pub(crate) fn a_sqlite_file_that_is_read_only_recovers() {
         if writes_alone {
             assert_eq!((write("REFUSED"), write("REFUSED")), (503, 503));
         }
-        attribute("-i");
+        if writes_alone {
+            // One that was opened while its journal alone was read-only begins well, and then writes nothing.
+            attribute("-i", &files[..1]);
+            assert_eq!((write("REFUSED"), write("REFUSED")), (503, 503));
+        }
+        attribute("-i", &files);
         if writes_alone {
             server.wait_until("a write", |_| write("AFTER") == 200);
         }
