@@ -14,6 +14,7 @@
 )]
 
 mod canary;
+mod chart_fence;
 mod chart_policies;
 mod chart_postgres;
 mod chart_release;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     harness::run(
         [
             chart_rendered::journeys(),
+            chart_fence::journeys(),
             chart_policies::journeys(),
             chart_release::journeys(),
             chart_postgres::journeys(),
