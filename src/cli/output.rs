@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 use crate::cli::CliError;
 use crate::client::ClientError;
 use crate::domain::causes::with_causes;
+use crate::domain::names::is_unseen;
 
 /// How the command prints.
 pub(super) struct Output {
@@ -32,7 +33,7 @@ impl Output {
         print(&text)
     }
 
-    /// A value, as it is; on a terminal with a line break behind it.
+    /// A value, as it is; on a terminal as it can be shown, with a line break behind it.
     pub(super) fn value(&self, value: &str) -> Result<(), CliError> {
         print(value)?;
         if io::stdout().is_terminal() {
@@ -100,6 +101,7 @@ pub(super) fn usage(usage: &clap::Error, json: bool) -> ExitCode {
 
 fn print(text: &str) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
+    let text = shown(text, stdout.is_terminal());
     stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
@@ -108,7 +110,27 @@ fn print(text: &str) -> Result<(), CliError> {
 
 /// Writes to standard error; there is nowhere to say that it is closed.
 fn complain(text: &str) {
-    drop(io::stderr().write_all(text.as_bytes()));
+    let mut stderr = io::stderr().lock();
+    let text = shown(text, stderr.is_terminal());
+    drop(stderr.write_all(text.as_bytes()));
+}
+
+/// What is printed of a text: itself, but on a terminal nothing that the terminal would obey or turn round. Values and names
+/// come from whoever may write them.
+fn shown(text: &str, is_terminal: bool) -> Zeroizing<String> {
+    let obeyed = |it: char| is_unseen(it) && !matches!(it, '\n' | '\t');
+    if !is_terminal || !text.contains(obeyed) {
+        return Zeroizing::new(text.to_owned());
+    }
+    let mut shown = Zeroizing::new(String::with_capacity(text.len() * 2));
+    for it in text.chars() {
+        if obeyed(it) {
+            shown.extend(it.escape_unicode());
+        } else {
+            shown.push(it);
+        }
+    }
+    shown
 }
 
 /// One object on a line of its own.
@@ -161,6 +183,16 @@ mod tests {
         assert_eq!(
             table(["NAME", "KIND"], &rows),
             "NAME         KIND\nA            secret\nLONG_ÄNAME\n"
+        );
+    }
+
+    #[test]
+    fn a_terminal_is_shown_nothing_that_it_would_obey_and_a_pipe_gets_every_byte() {
+        let text = "a\u{1b}[2J\tä\n\u{202e}b\r\u{9b}c";
+        assert_eq!(*shown(text, false), text);
+        assert_eq!(
+            *shown(text, true),
+            "a\\u{1b}[2J\tä\n\\u{202e}b\\u{d}\\u{9b}c"
         );
     }
 
