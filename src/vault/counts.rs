@@ -83,15 +83,20 @@ impl Vault {
     /// Forgets the requests that named themselves longer ago than they are remembered. What fails is done a minute later.
     pub(super) async fn forget_request_keys(&self) {
         let before_ms = self.core().clock.now_ms() - REQUEST_KEYS_KEPT_MS;
-        let Ok(mut db) = self.reader().await else {
-            return;
-        };
-        let found = storage::usage::has_request_keys(&mut db, before_ms).await;
-        drop(db);
-        if found.is_ok_and(|found| found) {
+        loop {
+            let Ok(mut db) = self.reader().await else {
+                return;
+            };
+            let found = storage::usage::has_request_keys(&mut db, before_ms).await;
+            drop(db);
+            if !found.is_ok_and(|found| found) {
+                return;
+            }
             let forgotten = self.0.queue.change(ForgetRequestKeys { before_ms }).await;
-            // The writer says why.
-            drop(forgotten);
+            if forgotten.is_err() {
+                // The writer says why.
+                return;
+            }
         }
     }
 }
