@@ -125,8 +125,6 @@ impl Ask for Evaluate {
 /// One variable, in the clear. A project, stage or variable that is not there is `VARIABLE_NOT_FOUND`.
 #[utoipa::path(
     post, path = "/v1/env/evaluate", tag = "variables",
-    params(("x-barekey-request-key" = Option<String>, Header,
-        description = "Names the request for the counting of usage: a repeat within 24 hours is not counted again.")),
     request_body = EvaluateRequest,
     responses((status = 200, description = "The variable", body = EvaluateResponse))
 )]
@@ -207,8 +205,6 @@ fn entry_asked(entry: &EvaluateBatchEntry) -> Result<variables::Ask, ApiError> {
 /// Several variables, in the order asked. One that is missing refuses all.
 #[utoipa::path(
     post, path = "/v1/env/evaluate-batch", tag = "variables",
-    params(("x-barekey-request-key" = Option<String>, Header,
-        description = "Names the request for the counting of usage: a repeat within 24 hours is not counted again.")),
     request_body = EvaluateBatchRequest,
     responses((status = 200, description = "The variables, in the order asked", body = EvaluateBatchResponse))
 )]
@@ -262,8 +258,6 @@ impl Ask for Pull {
 /// Every variable of a stage, in the clear.
 #[utoipa::path(
     post, path = "/v1/env/pull", tag = "variables",
-    params(("x-barekey-request-key" = Option<String>, Header,
-        description = "Names the request for the counting of usage: a repeat within 24 hours is not counted again.")),
     request_body = PullRequest,
     responses((status = 200, description = "Every variable of the stage", body = PullResponse))
 )]

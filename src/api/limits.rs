@@ -136,7 +136,7 @@ pub const SUSPECT_LOOKUPS: Bounds = Bounds {
     little: 0,
 };
 /// Whose changes of variables may wait to be written, counted by the variables that they name: few enough that those of one
-/// address hold nobody up for long. 200 changes of one variable at once pass, and two of the largest.
+/// address hold nobody up for long: 2000 changes of one variable at once, or two of the largest.
 pub const WRITES: Bounds = Bounds {
     all: 8 * WRITE_NAMES_MAX,
     address: 2 * WRITE_NAMES_MAX,

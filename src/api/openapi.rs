@@ -127,6 +127,14 @@ pub fn document() -> Value {
     document
 }
 
+/// Whether what a route answers is counted as used.
+fn counts_reads(route: &Route) -> bool {
+    matches!(
+        route.path,
+        "/v1/env/evaluate" | "/v1/env/evaluate-batch" | "/v1/env/pull"
+    )
+}
+
 fn takes_body(route: &Route) -> bool {
     route.method == Method::POST
 }
@@ -200,11 +208,11 @@ fn headers(route: &Route) -> Value {
         limits::REQUEST_ID_BYTES_MAX,
         "The id of the request, if the caller has one: visible ASCII characters. Any other is replaced.",
     )];
-    if takes_body(route) {
+    if counts_reads(route) {
         headers.push(header(
             "x-barekey-request-key",
             limits::REQUEST_KEY_BYTES_MAX,
-            "Visible ASCII characters. What is read again under the same key counts as used once.",
+            "Names the request for the counting of usage, in visible ASCII characters: a repeat within 24 hours is not counted again.",
         ));
     }
     Value::Array(headers)
