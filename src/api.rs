@@ -115,6 +115,7 @@ pub const ROUTES: &[Route] = &[
             Code::InvalidOrgScope,
             Code::Forbidden,
             Code::EnvironmentNotFound,
+            Code::EvaluationFailed,
         ],
         handler: || post(environment::list),
     },

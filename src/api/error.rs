@@ -211,7 +211,9 @@ impl ApiError {
             },
             ReadError::NoVariable { .. } => Self::new(Code::VariableNotFound, message),
             ReadError::WrongType { .. } => Self::new(Code::InvalidRequest, message),
-            ReadError::Altered { .. } => Self::new(Code::EvaluationFailed, message),
+            ReadError::Altered { .. } | ReadError::AlteredStage { .. } => {
+                Self::new(Code::EvaluationFailed, message)
+            }
             ReadError::Unavailable(cause) => cause.into(),
         }
     }

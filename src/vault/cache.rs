@@ -63,6 +63,12 @@ pub(crate) fn bytes_at_most(size: StageSize) -> usize {
 }
 
 impl Environment {
+    /// Whether opening all of it takes long enough to hold others up: some 64 KiB take a tenth of a millisecond.
+    pub(crate) fn is_large(&self) -> bool {
+        const LARGE_BYTES: usize = 64 * 1024;
+        self.variables.is_none() || self.bytes() > LARGE_BYTES
+    }
+
     /// How many bytes it takes, roughly.
     pub(crate) fn bytes(&self) -> usize {
         let keys = self.keys.len() * (ENTRY_BYTES + 128);

@@ -103,7 +103,8 @@ impl Vault {
             let access = storage::projects::access_entries(&mut db, &stage.id)
                 .await
                 .map_err(Unavailable::from)?;
-            let same = access == access_rows(&declaration.access)
+            let same = is_sealed(self.core(), &stage)
+                && access == access_rows(&declaration.access)
                 && declaration
                     .protected
                     .is_none_or(|protected| protected == stage.protected)

@@ -2,6 +2,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
+
 use super::access_entries::access_grants;
 use super::cache::{Environment, STAGE_BYTES_MAX};
 use super::loads::Loads;
@@ -68,6 +71,16 @@ impl<'a> Opener<'a> {
         };
         key.open_value(place(self.facts, row), &row.envelope_a)
             .map_err(|_| Unopened)
+    }
+}
+
+/// Opens values where that holds no other request up: much of it with the others moved to another thread.
+pub(crate) fn beside_others<T>(opens_much: bool, open: impl FnOnce() -> T) -> T {
+    let threads = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    if opens_much && matches!(threads, Ok(RuntimeFlavor::MultiThread)) {
+        block_in_place(open)
+    } else {
+        open()
     }
 }
 

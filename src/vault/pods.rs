@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 use super::cache::Environment;
-use super::environments::{Opener, Unopened, load_environment};
+use super::environments::{Opener, Unopened, beside_others, load_environment};
 use super::reads::{ALTERED, READ_ATTEMPTS, stage_event};
 use super::records::Chain;
 use super::writer::{Change, Recorded, Recording, Relied, Usage, Verdict, Work, count_usage};
@@ -145,7 +145,10 @@ impl Vault {
             };
             stages.push((found, fetched));
         }
-        let judged = judge(self.core(), pod, origin, &stages);
+        let is_large = |(stage, _): &Stored| stage.as_ref().is_some_and(|stage| stage.is_large());
+        let judged = beside_others(stages.iter().any(is_large), || {
+            judge(self.core(), pod, origin, &stages)
+        });
         let relied: Vec<(StageId, i64)> = stages
             .iter()
             .filter_map(|(environment, _)| environment.as_ref())

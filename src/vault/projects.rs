@@ -6,9 +6,9 @@ mod slugs;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::environments::facts_of;
+use super::environments::{facts_of, is_sealed};
 use super::reads::{ConfirmError, chain_of};
-use super::{Unavailable, Vault};
+use super::{Core, Unavailable, Vault};
 use crate::domain::access::{Caller, Refusal, Scope, TokenCaller, may_list_variables, may_manage};
 use crate::domain::audit::Origin;
 use crate::domain::names::{
@@ -150,7 +150,8 @@ impl Vault {
             .map_err(Unavailable::from)?;
         let mut counts: HashMap<ProjectId, i64> = HashMap::new();
         for stage in stages.whole_or_told("stage") {
-            *counts.entry(stage.project.clone()).or_default() += counted(caller, &stage);
+            *counts.entry(stage.project.clone()).or_default() +=
+                counted(self.core(), caller, &stage);
         }
         Ok(rows
             .whole_or_told("project")
@@ -250,7 +251,7 @@ impl Vault {
             .into_iter()
             .filter(|row| token.scope.covers_stage(&row.project, &row.id))
             .map(|row| Stage {
-                variables: counted(caller, &row),
+                variables: counted(self.core(), caller, &row),
                 ..stage_of(row)
             })
             .collect())
@@ -316,10 +317,10 @@ fn sees_structure(token: &TokenCaller) -> Result<(), Refusal> {
 }
 
 /// How many variables of a stage the caller is told of: none where it may not list them.
-fn counted(caller: &Caller, stage: &StageRow) -> i64 {
+fn counted(core: &Core, caller: &Caller, stage: &StageRow) -> i64 {
     match may_list_variables(caller, &facts_of(stage)) {
-        Ok(_) => stage.variables,
-        Err(_) => 0,
+        Ok(_) if is_sealed(core, stage) => stage.variables,
+        Ok(_) | Err(_) => 0,
     }
 }
 

@@ -7,7 +7,7 @@ mod judging;
 
 use std::sync::Arc;
 
-use super::environments::{facts_of, load_environment};
+use super::environments::{beside_others, facts_of, is_sealed, load_environment};
 use super::projects::organization_of;
 use super::records::Chain;
 use super::variables::{Ask, Opened, ReadError, Target, VariableMetadata};
@@ -132,7 +132,9 @@ impl Vault {
             event,
             public,
             answer,
-        } = request.judge(core, &environment, &fetched);
+        } = beside_others(request.wanted.is_much() && environment.is_large(), || {
+            request.judge(core, &environment, &fetched)
+        });
         if event.is_none() && answer.is_err() {
             // Nothing is recorded that would hold the stage and the credential against the database.
             if from_memory && !self.is_current(&environment).await? {
@@ -243,6 +245,18 @@ impl Vault {
             self.record_refused_listing(caller, origin, place, refusal)
                 .await?;
         }
+        if let Err(error @ ReadError::AlteredStage { .. }) = &listed {
+            let event = stage_event(
+                Action::EnvelopeRefused,
+                caller.actor(),
+                (&target.project, &target.stage),
+                Vec::new(),
+                origin,
+                Outcome::Refused,
+                error.to_string(),
+            );
+            self.record_event(chain_of(caller), event).await?;
+        }
         let found = listed?;
         if !found.altered.is_empty() {
             let (names, detail) = refused_names(found.altered.iter(), &ALTERED);
@@ -320,6 +334,12 @@ impl Vault {
             };
         };
         may_list_variables(caller, &facts_of(&stage))?;
+        if !is_sealed(self.core(), &stage) {
+            return Err(ReadError::AlteredStage {
+                project: target.project.clone(),
+                stage: target.stage.clone(),
+            });
+        }
         let found = storage::variables::newest_without_envelopes(&mut db, &stage.id)
             .await
             .map_err(Unavailable::from)?;

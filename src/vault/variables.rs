@@ -141,6 +141,14 @@ pub enum ReadError {
         /// Its name, as stored.
         name: String,
     },
+    /// The stage's row was altered in the database, or moved from elsewhere.
+    #[error("the stage {project}/{stage} does not open: its row was altered")]
+    AlteredStage {
+        /// The project.
+        project: ProjectSlug,
+        /// The stage.
+        stage: StageSlug,
+    },
     /// The database, or the audit trail in it.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
@@ -167,11 +175,11 @@ pub enum WriteError {
         /// Which name, what is wrong, what would pass. Never a value.
         problem: String,
     },
-    /// The project's data key was altered in the database: nothing can be sealed.
-    #[error("the data key of the project {project} does not open: its row was altered")]
+    /// The stage, or the project's data key, was altered in the database: nothing can be sealed.
+    #[error("{what} does not open: its row was altered")]
     Altered {
-        /// The project.
-        project: ProjectSlug,
+        /// The stage, or the data key of the project.
+        what: String,
     },
     /// The database.
     #[error(transparent)]

@@ -188,10 +188,8 @@ impl WriteVariables {
     }
 
     /// What a write comes to that cannot be sealed, recorded as a read is that cannot be opened.
-    fn altered(&self, work: &mut Work) -> Verdict<Result<Written, WriteError>> {
-        let error = WriteError::Altered {
-            project: self.target.project.clone(),
-        };
+    fn altered(&self, work: &mut Work, what: String) -> Verdict<Result<Written, WriteError>> {
+        let error = WriteError::Altered { what };
         self.record_refused(work, Action::EnvelopeRefused, &error);
         Verdict::TakeBack(Err(error))
     }
@@ -250,12 +248,13 @@ impl Change for WriteVariables {
         {
             return Ok(self.refused(work, Refusal::CredentialEnded));
         }
-        if !is_sealed(&self.core, &stage) {
-            return Ok(self.altered(work));
-        }
         let facts = facts_of(&stage);
         if let Err(refusal) = may_write(&self.caller, &facts) {
             return Ok(self.refused(work, refusal));
+        }
+        if !is_sealed(&self.core, &stage) {
+            let what = format!("the stage {}/{}", target.project, target.stage);
+            return Ok(self.altered(work, what));
         }
         let planned = match self.plan(work, &facts.stage).await? {
             Ok(planned) => planned,
@@ -412,7 +411,8 @@ impl WriteVariables {
                 &stored.wrapped,
             );
             let Ok(key) = unwrapped else {
-                return Ok(self.altered(work));
+                let what = format!("the data key of the project {}", self.target.project);
+                return Ok(self.altered(work, what));
             };
             for entry in entries {
                 let mut row = VariableRow {

@@ -24,6 +24,15 @@ pub(super) enum Wanted<'a> {
 }
 
 impl Wanted<'_> {
+    /// Whether it may be most of the stage.
+    pub(super) fn is_much(self) -> bool {
+        const FEW: usize = 64;
+        match self {
+            Self::Named(asks) => asks.len() > FEW,
+            Self::All => true,
+        }
+    }
+
     /// The scope that request keys are stored under.
     fn scope(self) -> &'static str {
         match self {

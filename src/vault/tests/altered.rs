@@ -264,7 +264,7 @@ async fn an_altered_data_key_refuses_reads_and_writes_and_both_are_recorded(plac
         .write("development", vec![entry("A", "z"), entry("NEW", "z")])
         .await;
     assert!(
-        matches!(&refused, Err(WriteError::Altered { project }) if project.as_str() == "shop"),
+        matches!(&refused, Err(WriteError::Altered { what }) if what == "the data key of the project shop"),
         "{refused:?}"
     );
     let mut db = acme.intruder().await;
@@ -313,12 +313,14 @@ async fn a_stage_that_was_moved_or_unprotected_gives_nothing_and_takes_nothing(p
             matches!(&refused, Err(ReadError::Altered { name }) if name == "A"),
             "{alter}: {refused:?}"
         );
-        assert_eq!(acme.count("envelope.refused").await, at * 2 + 1);
+        assert_eq!(acme.count("envelope.refused").await, at * 3 + 1);
         let write = upsert(vec![entry("A", "planted")]);
         let place = target("shop", stage);
         let refused = acme.vault.write(caller, &origin(), &place, write).await;
         assert!(matches!(refused, Err(WriteError::Altered { .. })));
-        assert_eq!(acme.count("envelope.refused").await, at * 2 + 2);
+        assert_eq!(acme.count("envelope.refused").await, at * 3 + 2);
+        let refused = acme.vault.list(caller, &origin(), &place).await;
+        assert!(matches!(refused, Err(ReadError::AlteredStage { .. })));
         let named = format!("stage shop/{stage}: its row was altered, or moved from elsewhere");
         assert!(acme.findings().await.contains(&named), "{alter}");
         acme.tamper(put_back).await;
