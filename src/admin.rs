@@ -209,6 +209,9 @@ fn listed(tokens: &[TokenSummary]) -> String {
         let (id, name, description) = (&token.id, &token.name, &token.description);
         format!("\n  {id}  {name:?}  {description}  {used}")
     };
+    if tokens.is_empty() {
+        return "; no token of this organization is left that could be revoked".to_owned();
+    }
     let mut text = "; these are not revoked:".to_owned();
     text.extend(tokens.iter().take(TOKENS_SHOWN_MAX).map(line));
     if let Some(more) = tokens.len().checked_sub(TOKENS_SHOWN_MAX + 1) {

@@ -182,6 +182,7 @@ pub enum SettingsError {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::path::Path;
 
     use super::*;
@@ -254,21 +255,40 @@ mod tests {
 
     #[test]
     fn every_database_has_an_admin_socket_of_its_own() {
-        for (database, socket) in [
-            ("sqlite:/data/barekey.db", "/data/barekey.db.sock"),
-            ("sqlite:///data/backup.db", "/data/backup.db.sock"),
-            (
-                "postgres://localhost/barekey",
-                "barekey-localhost-barekey.sock",
-            ),
-            (
-                "postgresql://me:hunter2@db.example:5433/b?sslmode=verify-full",
-                "barekey-db.example-5433-b.sock",
-            ),
-        ] {
+        let socket = |database: &str| {
             let settings = serve(&["--database", database]).unwrap();
-            assert_eq!(settings.admin_socket, Path::new(socket), "{database}");
-        }
+            settings.admin_socket.to_str().unwrap().to_owned()
+        };
+        assert_eq!(socket("sqlite:/data/barekey.db"), "/data/barekey.db.sock");
+        assert_eq!(socket("sqlite:///data/b.db"), "/data/b.db.sock");
+        let named = socket("postgresql://me:hun?ter2@db.example:5433/b?sslmode=verify-full");
+        assert!(named.starts_with("barekey-db.example-5433-b-"), "{named}");
+        assert_eq!(socket("postgres://db.example:5433/b"), named);
+        let host = format!("{}.example", "long".repeat(15));
+        let all = [
+            format!("postgres://{host}/shop_staging"),
+            format!("postgres://{host}/shop_production"),
+            "postgres://a-b/c".to_owned(),
+            "postgres://a/b-c".to_owned(),
+            "postgres:///shop?host=/run/one".to_owned(),
+            "postgres:///shop?host=/run/other".to_owned(),
+        ];
+        let sockets: BTreeSet<_> = all.iter().map(|database| socket(database)).collect();
+        assert_eq!(sockets.len(), all.len(), "{sockets:?}");
+        assert!(sockets.iter().all(|socket| socket.len() < 60));
+    }
+
+    #[test]
+    fn behind_a_link_to_a_file_that_is_not_there_yet_the_socket_is_that_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().canonicalize().unwrap();
+        std::fs::create_dir(folder.join("data")).unwrap();
+        std::os::unix::fs::symlink("data/b.db", folder.join("link.db")).unwrap();
+        let database = format!("sqlite:{}", folder.join("link.db").display());
+        let socket = || serve(&["--database", &database]).unwrap().admin_socket;
+        assert_eq!(socket(), folder.join("data/b.db.sock"));
+        std::fs::write(folder.join("data/b.db"), "").unwrap();
+        assert_eq!(socket(), folder.join("data/b.db.sock"));
     }
 
     #[test]

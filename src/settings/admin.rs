@@ -1,5 +1,6 @@
 //! The flags of `admin`, and what its words say: when a token ends, which head was published.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use crate::domain::names::{OrganizationSlug, ProjectSlug, StageSlug, TokenId, is
 
 /// The longest time from now after which a token may end, in days: a hundred years.
 const EXPIRY_DAYS_MAX: u64 = 36_500;
-/// How many characters of a database's address the name of its socket has: the path of a socket has 107 bytes.
-const SOCKET_NAME_CHARACTERS: usize = 48;
+/// How many characters of a database's address the name of its socket shows: the path of a socket has 107 bytes.
+const SOCKET_NAME_CHARACTERS: usize = 30;
 
 /// The flags of `admin`.
 #[derive(Debug, Args)]
@@ -145,31 +146,59 @@ pub(super) fn admin_socket(given: Option<PathBuf>, vault: &VaultSource) -> PathB
     let Some(file) = &vault.sqlite_file else {
         return PathBuf::from(format!("barekey-{}.sock", place(&vault.database)));
     };
-    // The file itself, whichever symbolic link leads there; a link to nothing yet stands for itself.
-    let file = match file.is_symlink() {
-        true => file.canonicalize().unwrap_or_else(|_| file.clone()),
-        false => file.clone(),
-    };
+    let file = behind_links(file);
     let mut socket = file.into_os_string();
     socket.push(".sock");
     socket.into()
 }
 
-/// Host and database of a PostgreSQL address, as a part of a file's name, without user and password.
+/// The file itself, whichever symbolic link leads there; behind one to nothing yet, what will be there.
+fn behind_links(file: &Path) -> PathBuf {
+    if !file.is_symlink() {
+        return file.to_owned();
+    }
+    if let Ok(there) = file.canonicalize() {
+        return there;
+    }
+    let Ok(target) = file.read_link() else {
+        return file.to_owned();
+    };
+    let target = file
+        .parent()
+        .map_or(target.clone(), |folder| folder.join(&target));
+    match (target.parent().map(Path::canonicalize), target.file_name()) {
+        (Some(Ok(folder)), Some(name)) => folder.join(name),
+        _ => target,
+    }
+}
+
+/// Host and database of a PostgreSQL address, as a part of a file's name: readable, and a hash that tells long ones apart.
+/// Without user and password.
 fn place(address: &str) -> String {
-    let address = address.split('?').next().unwrap_or_default();
     let behind_scheme = address.split_once("://").map_or(address, |(_, rest)| rest);
     let behind_user = behind_scheme
         .rsplit_once('@')
         .map_or(behind_scheme, |(_, rest)| rest);
-    behind_user
+    let (place, options) = behind_user.split_once('?').unwrap_or((behind_user, ""));
+    let says_where = |option: &&str| {
+        let key = option.split('=').next().unwrap_or_default();
+        matches!(key, "host" | "hostaddr" | "port" | "dbname")
+    };
+    // Who serves and who administers are the same program, so its own hash will do.
+    let mut hasher = DefaultHasher::new();
+    place.hash(&mut hasher);
+    for option in options.split('&').filter(says_where) {
+        option.hash(&mut hasher);
+    }
+    let readable: String = place
         .chars()
         .map(|character| match character {
             'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '_' | '-' => character,
             _ => '-',
         })
         .take(SOCKET_NAME_CHARACTERS)
-        .collect()
+        .collect();
+    format!("{readable}-{:08x}", hasher.finish() & 0xffff_ffff)
 }
 
 /// When a token ends.

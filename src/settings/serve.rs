@@ -50,7 +50,7 @@ pub struct ServeArguments {
     )]
     probe_listen: SocketAddr,
     /// The socket of `barekey-operator admin` [default: FILE.sock beside the SQLite file; for PostgreSQL
-    /// barekey-HOST-DATABASE.sock in the working directory].
+    /// barekey-HOST-DATABASE-HASH.sock in the working directory].
     #[arg(long, env = "BAREKEY_ADMIN_SOCKET", value_name = "PATH")]
     admin_socket: Option<PathBuf>,
     #[command(flatten)]
