@@ -44,6 +44,8 @@ use crate::vault::{Clock, Unavailable, Vault};
 const CONCURRENCY: u32 = 16;
 /// How many of one namespace: whoever has thousands in theirs does not hold up what others change.
 const CONCURRENCY_OF_NAMESPACE: u32 = 4;
+/// The pause before a look at what went while its look waited.
+const LOOK_AT_ONCE: Duration = Duration::from_millis(10);
 /// The first pause after a failure; it doubles.
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 /// The longest pause after a failure.
@@ -185,9 +187,11 @@ impl Controller {
         let context = self.context;
         let of_project = Arc::clone(&context);
         let known = Arc::clone(&context);
+        // What an earlier time as the leader found is found anew.
+        let anew = Arc::clone(&context);
         let projects = self
             .projects
-            .reconcile_all_on(gains(self.leads.clone()))
+            .reconcile_all_on(gains(self.leads.clone()).inspect(move |()| anew.paces().clear()))
             .graceful_shutdown_on(down(shutdown.clone()))
             .run(reconcile_project, retry, Arc::clone(&context))
             .for_each(move |result| {
@@ -227,9 +231,22 @@ impl Controller {
                     }
                 }
             });
+        // Without a list a runtime does not end by itself.
+        let (told, listed) = (shutdown.clone(), context.metrics.resources_listed.clone());
+        let never_listed = async {
+            down(told).await;
+            if listed.get() != 0 {
+                std::future::pending::<()>().await;
+            }
+        };
+        let runtimes = async {
+            tokio::select! {
+                ((), ()) = async { tokio::join!(projects, stages) } => {}
+                () = never_listed => {}
+            }
+        };
         tokio::join!(
-            projects,
-            stages,
+            runtimes,
             follow_lists(Arc::clone(&context), self.listed, shutdown.clone()),
             access::follow_ends(Arc::clone(&context), shutdown.clone()),
             access::sweep(context, self.leads, shutdown)
@@ -275,6 +292,10 @@ async fn reconcile_project(
 ) -> Result<Action, ReconcileError> {
     let Some(_turn) = context.turn(&*project).await else {
         return Ok(Action::await_change());
+    };
+    // It may have waited for long: what is there now counts. Of one that is gone the runtime tells at its next look.
+    let Some(project) = context.projects.get(&ObjectRef::from_obj(&*project)) else {
+        return Ok(Action::requeue(LOOK_AT_ONCE));
     };
     // Apart, so that what waits for its turn is small.
     Box::pin(act_on_project(project, context)).await
@@ -361,6 +382,10 @@ async fn act_on_stage(
     let namespace: Namespace = stage.namespace().unwrap_or_default().parse()?;
     let name: ObjectName = stage.name_any().parse()?;
     let declaring = context.declaring.read().await;
+    // It may have waited for long: what is there now counts. Of one that is gone the runtime tells, which ends its access.
+    let Some(stage) = context.stages.get(&ObjectRef::from_obj(&*stage)) else {
+        return Ok(Action::requeue(LOOK_AT_ONCE));
+    };
     // Read.
     let siblings = context
         .stages

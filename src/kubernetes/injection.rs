@@ -340,7 +340,7 @@ pub(crate) fn inject(
         let environment = Environment {
             container,
             own: pod::items(container, "env").iter().map(pod::name).collect(),
-            left_to_the_agent: dollars::left_to_the_agent(container, &allowance),
+            left_to_the_agent: dollars::left_to_the_agent(container, &allowance, &listed),
             chosen,
             allowance: &allowance,
             listed: &listed,

@@ -11,7 +11,7 @@ mod review;
 mod tests;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,17 +23,19 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::domain::names::{Namespace, ObjectName, StageId, VariableName};
 
-use self::body::{Bodies, Malformed};
+use self::body::{Bodies, Malformed, WAIT_MAX, sender};
 pub use self::facts::{ClusterFacts, injection_settings, keep_addresses};
 use self::review::{Review, Verdict};
 use super::injection::{self, Asked, DeclaredStage, InjectionSettings, Request};
 use super::metrics::{AdmissionLabels, AdmissionOutcome, Metrics};
+use super::turns::Turns;
 
 /// How long the vault may take to name the variables of a stage.
 const NAMES_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -78,8 +80,8 @@ pub struct State {
     settings: watch::Receiver<Arc<InjectionSettings>>,
     metrics: Metrics,
     bodies: Arc<Bodies>,
-    /// The turn of one long review.
-    long: Arc<Semaphore>,
+    /// The turn of one long review, for which each address has a queue of its own.
+    long: Arc<Turns<IpAddr>>,
 }
 
 impl State {
@@ -94,7 +96,7 @@ impl State {
             settings,
             metrics,
             bodies: Arc::new(Bodies::new()),
-            long: Arc::new(Semaphore::new(1)),
+            long: Arc::new(Turns::new(1, 1)),
         }
     }
 }
@@ -119,7 +121,8 @@ async fn review_pod(Shared(state): Shared<State>, request: HttpRequest) -> Respo
     if body.len() <= SHORT_BYTES_MAX {
         return answer(&state, &body).await;
     }
-    let Ok(turn) = Arc::clone(&state.long).acquire_owned().await else {
+    let turn = timeout(WAIT_MAX, state.long.take(peer.map(sender), 1)).await;
+    let Ok(Some(turn)) = turn else {
         return refuse(&state, Malformed::TooManyReviews);
     };
     let (aside, runtime) = (state.clone(), Handle::current());
@@ -242,5 +245,5 @@ async fn names_of(
     name: &ObjectName,
 ) -> Option<BTreeSet<VariableName>> {
     let names = state.facts.names(stage, namespace, name);
-    tokio::time::timeout(NAMES_WAIT_MAX, names).await.ok()?.ok()
+    timeout(NAMES_WAIT_MAX, names).await.ok()?.ok()
 }

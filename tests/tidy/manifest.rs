@@ -59,7 +59,8 @@ fn features(manifest: &str) -> BTreeMap<&str, Vec<&str>> {
         .filter_map(|entry| entry.split_once(" = ["))
         .map(|(name, list)| {
             let listed = list.split('"').skip(1).step_by(2).collect();
-            (name.trim(), listed)
+            // What stands above it may be a comment.
+            (name.lines().last().unwrap_or_default().trim(), listed)
         })
         .collect()
 }

@@ -22,6 +22,8 @@ use crate::vault::declarations::StageOwner;
 
 /// How often the sweep runs.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// How many resources one page of their names has.
+const NAMES_PAGE: u32 = 100;
 
 impl Context {
     /// A BarekeyStage is gone, as far as a watch knows.
@@ -84,7 +86,7 @@ impl Context {
     async fn existing_stages(&self) -> Result<BTreeSet<(String, String)>, RequestError> {
         let api: Api<BarekeyStage> = Api::all(self.client.clone());
         let mut existing = BTreeSet::new();
-        let mut params = ListParams::default().limit(watching::PAGE);
+        let mut params = ListParams::default().limit(NAMES_PAGE);
         loop {
             let page = timed(TIMEOUT, api.list_metadata(&params)).await?;
             let next = page.metadata.continue_.clone().unwrap_or_default();

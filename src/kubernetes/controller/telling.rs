@@ -26,11 +26,13 @@ use crate::kubernetes::{FIELD_MANAGER, RequestError, timed};
 const RESYNC: Duration = Duration::from_secs(20);
 /// How long after its last look a resource that waits for something is looked at again, while few wait for the same.
 const WAITING_LOOK: Duration = Duration::from_secs(4);
+/// How long at most, while an organization is waited for.
+const ORGANIZATION_LOOK_MAX: Duration = Duration::from_secs(8);
 /// How long after its last look a resource that somebody must change is looked at again, while few must be changed for the same
 /// reason: what stands in its way may go.
 const STUCK_LOOK: Duration = Duration::from_secs(10);
-/// How much later it is for each resource of the same reason: together they are looked at 25 times a second. Thousands of
-/// resources that name no project cost no more than a hundred, and hold up none that waits for its organization.
+/// How much later it is for each resource of the same kind, reason and namespace: together they are looked at 25 times a second.
+/// Thousands of resources that name no project cost no more than a hundred.
 const LOOK_FOR_EACH: Duration = Duration::from_millis(40);
 /// The least time between two writes of one status.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
@@ -145,18 +147,27 @@ impl Context {
             return Ok(Action::requeue(self.backoff(&key)));
         }
         let mut paces = self.paces();
+        let of_namespace = key.rfind('/').and_then(|end| key.get(..=end));
+        let of_namespace = of_namespace.unwrap_or_default().to_owned();
         let pace = paces.entry(key).or_default();
         pace.failures = 0;
         pace.found = Some(finding.reason);
+        // One namespace's many do not hold up another's.
         let alike = || {
-            paces
-                .values()
-                .filter(|pace| pace.found == Some(finding.reason))
+            let others = paces.iter();
+            let alike = others.filter(|(_, pace)| pace.found == Some(finding.reason));
+            alike
+                .filter(|(key, _)| key.starts_with(&of_namespace))
+                .count()
         };
         Ok(Action::requeue(match finding.reason.outlook() {
             Outlook::Settled => RESYNC,
-            Outlook::Waiting => look_again(WAITING_LOOK, alike().count()),
-            Outlook::Stuck => look_again(STUCK_LOOK, alike().count()),
+            // Within 10 seconds of its bootstrap; only namespaces that the administrator named wait for an organization.
+            Outlook::Waiting if finding.reason == Reason::OrganizationNotFound => {
+                look_again(WAITING_LOOK, alike()).min(ORGANIZATION_LOOK_MAX)
+            }
+            Outlook::Waiting => look_again(WAITING_LOOK, alike()),
+            Outlook::Stuck => look_again(STUCK_LOOK, alike()),
         }))
     }
 

@@ -132,18 +132,28 @@ pub(super) async fn follow_lists(
         )
     };
     tokio::pin!(both);
-    let in_time = tokio::time::timeout(LISTED_WITHIN, &mut both).await;
-    if in_time.is_err() {
-        tracing::warn!(
-            "the custom resources were not listed yet: without the list none of them is acted on"
-        );
-        listed.send_replace(true);
-        tokio::select! {
-            _ = &mut both => {}
-            () = down(shutdown) => return,
+    let down = down(shutdown);
+    tokio::pin!(down);
+    let in_time = tokio::select! {
+        in_time = tokio::time::timeout(LISTED_WITHIN, &mut both) => in_time,
+        () = &mut down => return,
+    };
+    let filled = match in_time {
+        Ok(filled) => filled,
+        Err(_) => {
+            tracing::warn!(
+                "the custom resources were not listed yet: without the list none of them is acted on"
+            );
+            listed.send_replace(true);
+            tokio::select! {
+                filled = &mut both => filled,
+                () = &mut down => return,
+            }
         }
+    };
+    if let (Ok(()), Ok(())) = filled {
+        context.metrics.resources_listed.set(1);
     }
-    context.metrics.resources_listed.set(1);
     listed.send_replace(true);
 }
 

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::domain::names::VariableName;
 use crate::domain::reference::{Allowance, REFERENCE_PREFIX};
 
+use super::exposure::Listed;
 use super::pod;
 
 /// How many prefixes of `envFrom` every name is held against; with more of them any name may be set by one.
@@ -63,6 +64,7 @@ pub(super) fn referred(text: &str) -> Vec<&str> {
 pub(super) fn left_to_the_agent<'a>(
     container: &'a Value,
     allowance: &Allowance,
+    listed: &Listed<'_>,
 ) -> BTreeSet<&'a str> {
     let env = pod::items(container, "env");
     let prefixes: BTreeSet<&str> = pod::items(container, "envFrom")
@@ -74,7 +76,7 @@ pub(super) fn left_to_the_agent<'a>(
         prefixes.len() > PREFIXES_MAX
             || prefixes.iter().any(|prefix| name.starts_with(prefix))
             || name.parse().is_ok_and(|name: VariableName| {
-                allowance.rename.contains_key(&name) || allowance.exports(&name)
+                allowance.rename.contains_key(&name) || listed.exports(&name)
             })
     };
     let has_dollar = |entry: &Value| pod::text(entry, "value").is_some_and(|it| it.contains('$'));

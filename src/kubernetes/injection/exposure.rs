@@ -139,6 +139,13 @@ impl<'a> Listed<'a> {
         }
     }
 
+    /// Whether a name becomes an environment variable of its own name, as [`Allowance::exports`] says of one allowance.
+    pub(super) fn exports(&self, name: &VariableName) -> bool {
+        let name = name.as_str();
+        !is_reserved_entry(name)
+            && (self.exact.contains(name) || (!is_set_only_by_name(name) && self.covers(name)))
+    }
+
     fn covers(&self, name: &str) -> bool {
         let mut starts = (0..=name.len()).filter_map(|end| name.get(..end));
         self.exact.contains(name) || starts.any(|start| self.prefixes.contains(start))

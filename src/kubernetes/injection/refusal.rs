@@ -313,7 +313,7 @@ pub(crate) enum Problem {
     },
     /// An exec probe or hook that would see an entry of the pod as it was written, since the agent expands it.
     #[error(
-        "container {container}: its {check} names {entry}, which refers by $(NAME) to what may be a variable of the stage, so that only the program itself has its value: let {check} ask the program (httpGet, tcpSocket, grpc, or a command without it), or list in barekey.dev/variables what the container needs, without that name"
+        "container {container}: its {check} names {entry}, which refers by $(NAME) to what may be a value of the stage (a variable, or barekey:NAME in a ConfigMap or Secret), so that only the program itself has its value: let {check} ask the program (httpGet, tcpSocket, grpc, or a command without it), or, where it is the name of a variable, list in barekey.dev/variables what the container needs, without that name"
     )]
     ProbeOfEntry {
         /// The container.

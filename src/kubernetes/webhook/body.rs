@@ -23,7 +23,7 @@ pub(super) const BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long a body may take to arrive.
 const READ_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long a review may wait for others to be answered; the API server waits 10 seconds in all.
-const WAIT_MAX: Duration = Duration::from_secs(5);
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(5);
 /// What any body counts beside its bytes while it is read, so that their number is bound too.
 const BODY_BYTES_COUNTED: usize = 4 * 1024;
 /// Whose bodies may be in memory before there is room for what they become, in bytes. One address gets half at most, so
@@ -91,13 +91,19 @@ impl Bodies {
         if kibibytes > MEMORY_KIBIBYTES_MAX {
             return Err(Malformed::TooManyParts);
         }
-        let whose = peer.map(|peer| network(peer).unwrap_or(peer));
-        let room = self.memory.take(whose, kibibytes.max(REVIEW_KIBIBYTES_MIN));
+        let room = self
+            .memory
+            .take(peer.map(sender), kibibytes.max(REVIEW_KIBIBYTES_MIN));
         match timeout(self.wait_max, room).await {
             Ok(Some(room)) => Ok((body, room)),
             Ok(None) | Err(_) => Err(Malformed::TooManyReviews),
         }
     }
+}
+
+/// Who an address is, where senders share: the network of one of IPv6.
+pub(super) fn sender(peer: IpAddr) -> IpAddr {
+    network(peer).unwrap_or(peer)
 }
 
 async fn collect(mut body: Body, share: &mut Share) -> Result<Vec<u8>, Malformed> {

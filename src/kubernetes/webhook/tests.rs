@@ -209,7 +209,7 @@ async fn a_vault_that_does_not_answer_holds_nobody_up_for_long() {
     let mut listing = pod();
     listing["metadata"]["annotations"]["barekey.dev/variables"] = json!("A");
     let reviewed = review(listing);
-    let answered = tokio::time::timeout(NAMES_WAIT_MAX * 4, async {
+    let answered = timeout(NAMES_WAIT_MAX * 4, async {
         answer(silent, &reviewed).await
     });
     assert_eq!(answered.await.unwrap()["allowed"], true);
