@@ -241,8 +241,8 @@ fn a_node_whose_caller_is_killed(_: &Namespace) {
 
 /// All three are killed: who called, the script, and the watcher that would have removed what is left.
 fn what_a_killed_node_leaves(_: &Namespace) {
-    /// It runs beside the node that the journeys are in, and they wait.
-    const COLD_START_MS_MAX: u64 = 20_000;
+    /// Under 20 s is what we promise of a machine with nothing else to do; this one has the journeys' own node beside it.
+    const COLD_START_MS_MAX: u64 = 25_000;
 
     let other = OtherNode::new();
     let (caller, script) = other.run();
@@ -308,12 +308,26 @@ struct FolderOfAnother {
 }
 
 impl FolderOfAnother {
+    const VAULT: &str = "no vault, but a journey's";
+
+    /// What a run left that was killed meanwhile: nothing else may sweep it.
+    fn remove_earlier() {
+        let folders = std::fs::read_dir("/var/tmp").expect("it is there");
+        for folder in folders.flatten().map(|entry| entry.path()) {
+            let vault = std::fs::read_to_string(folder.join("barekey.db"));
+            if vault.is_ok_and(|vault| vault == Self::VAULT) {
+                std::fs::remove_dir_all(folder).expect("it is a journey's");
+            }
+        }
+    }
+
     fn make() -> Self {
+        Self::remove_earlier();
         let [unmarked, locked] =
             [OtherNode::new().state, OtherNode::new().state].map(PathBuf::from);
         for folder in [&unmarked, &locked] {
             std::fs::create_dir(folder).expect("a folder can be made");
-            std::fs::write(folder.join("barekey.db"), "a vault").expect("a file can be written");
+            std::fs::write(folder.join("barekey.db"), Self::VAULT).expect("a file can be written");
         }
         std::fs::write(locked.join("may-be-swept"), "").expect("a file can be written");
         let lock = File::open(&locked).expect("it is there");
