@@ -220,7 +220,9 @@ impl Server {
     /// Everything that it has logged until its end.
     fn whole_log(&mut self) -> String {
         // The reader may be a line behind; it ends with the pipe.
-        self.reader.take().unwrap().join().unwrap();
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
         self.log()
     }
 
@@ -327,12 +329,13 @@ impl Server {
         assert!(sent.success());
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and that of its log.
     #[track_caller]
     pub(crate) fn ended(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
+                self.whole_log();
                 return status;
             }
             assert!(
