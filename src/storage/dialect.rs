@@ -94,13 +94,33 @@ impl Database {
     /// Closes the readers and lets go of the lock. The writing connection is closed before.
     pub(crate) async fn close(&self) {
         match self {
-            Self::Sqlite { readers, lock, .. } => {
+            Self::Sqlite {
+                readers,
+                write,
+                lock,
+            } => {
                 readers.close().await;
+                if let Err(error) = fold_journal(write).await {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the journal stays beside the database: whoever copies it copies both"
+                    );
+                }
                 drop(lock.lock().unwrap_or_else(PoisonError::into_inner).take());
             }
             Self::Postgres { readers, .. } => readers.close().await,
         }
     }
+}
+
+/// Brings what is in the journal into the file, which is whole by itself then. The last connection to close would do so, but
+/// readers may not.
+async fn fold_journal(write: &SqliteConnectOptions) -> Result<(), sqlx::Error> {
+    let mut connection = write.connect().await?;
+    sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
+        .execute(&mut connection)
+        .await?;
+    connection.close().await
 }
 
 /// Runs `$run` with the query and the driver's own connection.

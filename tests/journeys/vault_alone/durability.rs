@@ -96,6 +96,8 @@ pub(crate) fn a_stop_answers_what_is_under_way(engine: Engine) {
     assert_eq!(server.ended().code(), Some(0), "{}", server.log());
     assert!(server.logged("stopped").is_some());
     assert!(!place.socket.exists(), "the admin socket is left behind");
+    let journal = place.directory.join("barekey.db-wal");
+    assert!(!journal.exists(), "the database is whole without it");
     drop(server);
     let server = place.serve();
     assert_eq!(server.value(&owner, STAGING, "LATE"), "but there");
