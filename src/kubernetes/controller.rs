@@ -11,16 +11,15 @@
 //! declaring exclude each other, so that a stage that is deleted and applied again at once keeps what the new one says.
 
 mod access;
+mod context;
 mod telling;
 mod watching;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
 use kube::runtime::Controller as Runtime;
 use kube::runtime::controller::{Action, Config, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -32,11 +31,11 @@ use self::watching::{config, down, follow_lists, gains, watched};
 use crate::domain::causes::with_causes;
 use crate::domain::names::{NameError, Namespace, ObjectName};
 use crate::kubernetes::events::Events;
-use crate::kubernetes::metrics::{Kind, Metrics, ReconcileLabels, ReconcileOutcome};
+use crate::kubernetes::metrics::{Kind, Metrics, ReconcileOutcome};
 use crate::kubernetes::plan::{self, Answer, Finding, ProjectPlan, Reason, StagePath, StagePlan};
 use crate::kubernetes::resources::{BarekeyProject, BarekeyStage};
-use crate::kubernetes::turns::{Turn, Turns};
-use crate::kubernetes::{KubernetesSettings, RequestError, timed};
+use crate::kubernetes::turns::Turns;
+use crate::kubernetes::{KubernetesSettings, RequestError};
 use crate::vault::declarations::{DeclareError, Deletion};
 use crate::vault::{Clock, Unavailable, Vault};
 
@@ -501,95 +500,6 @@ fn after_deletion(deletion: Result<Deletion, Unavailable>, slug: &str) -> Option
             );
             Some(plan::storage_unavailable())
         }
-    }
-}
-
-impl Context {
-    /// A turn for a look at a resource; `None` while another replica leads.
-    async fn turn<K: Resource<DynamicType = ()>>(&self, object: &K) -> Option<Turn> {
-        let leads = || *self.leads.borrow();
-        if !leads() {
-            return None;
-        }
-        let turn = self.turns.take(object.meta().namespace.clone(), 1).await;
-        turn.filter(|_| leads())
-    }
-
-    fn now(&self) -> Time {
-        // Kubernetes keeps whole seconds.
-        let seconds = self.clock.now_ms().div_euclid(1000);
-        Time(Timestamp::from_second(seconds).unwrap_or_default())
-    }
-
-    fn bootstrap_command(&self, organization: &crate::domain::names::OrganizationSlug) -> String {
-        plan::bootstrap_command(
-            &self.settings.namespace,
-            &self.settings.exec_target(),
-            organization,
-        )
-    }
-
-    fn count(&self, kind: Kind, outcome: ReconcileOutcome) {
-        self.metrics
-            .reconciles
-            .get_or_create(&ReconcileLabels { kind, outcome })
-            .inc();
-    }
-
-    fn paces(&self) -> MutexGuard<'_, HashMap<String, Pace>> {
-        match self.paces.lock() {
-            Ok(paces) => paces,
-            Err(poisoned) => poisoned.into_inner(),
-        }
-    }
-
-    fn backoff(&self, key: &str) -> Duration {
-        let mut paces = self.paces();
-        let pace = paces.entry(key.to_owned()).or_default();
-        let pause = BACKOFF_FIRST.saturating_mul(2_u32.saturating_pow(pace.failures));
-        pace.failures = pace.failures.saturating_add(1);
-        pause.min(BACKOFF_MAX)
-    }
-
-    /// The stages that name a project.
-    fn stages_of(&self, project: &BarekeyProject) -> Vec<ObjectRef<BarekeyStage>> {
-        self.stages
-            .state()
-            .iter()
-            .filter(|stage| {
-                stage.metadata.namespace == project.metadata.namespace
-                    && Some(&stage.spec.project) == project.metadata.name.as_ref()
-            })
-            .map(|stage| ObjectRef::from_obj(stage.as_ref()))
-            .collect()
-    }
-
-    /// The BarekeyProject that a stage names. The API server is asked when the store has none, which may be behind, but once:
-    /// a stage that was told so is looked at when its project comes.
-    async fn project_of(
-        &self,
-        stage: &BarekeyStage,
-        namespace: &Namespace,
-    ) -> Result<Option<Arc<BarekeyProject>>, ReconcileError> {
-        let name = &stage.spec.project;
-        let stored = self
-            .projects
-            .get(&ObjectRef::new(name).within(namespace.as_str()));
-        let told = || {
-            let paces = self.paces();
-            let pace = paces.get(&key(stage));
-            pace.is_some_and(|pace| pace.found == Some(Reason::ProjectNotFound))
-        };
-        if stored.is_some() || told() {
-            return Ok(stored);
-        }
-        let api: Api<BarekeyProject> = Api::namespaced(self.client.clone(), namespace.as_str());
-        let live = timed(TIMEOUT, api.get_opt(name)).await;
-        live.map(|project| project.map(Arc::new))
-            .map_err(|source| ReconcileError::ReadProject {
-                name: name.clone(),
-                source,
-            })
     }
 }
 

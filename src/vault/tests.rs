@@ -45,7 +45,7 @@ use crate::crypto::keys::MasterKey;
 use crate::crypto::tokens::PresentedToken;
 use crate::domain::access::{AccessGrant, Caller, PodCaller, Role};
 use crate::domain::audit::{Origin, Source};
-use crate::domain::names::DisplayName;
+use crate::domain::names::{DisplayName, StageId};
 use crate::domain::plaintext::Plaintext;
 use crate::domain::reference::Allowance;
 use crate::domain::variable::Kind;
@@ -189,6 +189,20 @@ impl Acme {
         self.vault
             .write(&self.owner, &origin(), &target, upsert(entries))
             .await
+    }
+
+    /// The stage `production` of a project `backend` that the account `api` in `team-a` may read, with one variable `A`.
+    async fn backend(&self) -> StageId {
+        let project = project_declaration("team-a", "backend");
+        self.vault.declare_project(&project).await.unwrap();
+        let stage = stage_declaration("team-a", "backend", "production", &["api"]);
+        let stage = self.vault.declare_stage(&stage).await.unwrap().id;
+        let (place, entries) = (target("backend", "production"), vec![entry("A", "x")]);
+        self.vault
+            .write(&self.owner, &origin(), &place, upsert(entries))
+            .await
+            .unwrap();
+        stage
     }
 
     async fn read(&self, stage: &str, name: &str) -> Result<String, ReadError> {

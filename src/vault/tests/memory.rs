@@ -138,21 +138,7 @@ async fn a_pod_that_is_always_overtaken_reads_inside_a_group() {
     let place = Place::sqlite();
     let acme = shop(&place).await;
     let vault = &acme.vault;
-    vault
-        .declare_project(&project_declaration("team-a", "backend"))
-        .await
-        .unwrap();
-    let declaration = stage_declaration("team-a", "backend", "production", &["api"]);
-    let stage = vault.declare_stage(&declaration).await.unwrap().id;
-    vault
-        .write(
-            &acme.owner,
-            &origin(),
-            &target("backend", "production"),
-            upsert(vec![entry("A", "x")]),
-        )
-        .await
-        .unwrap();
+    let stage = acme.backend().await;
     let text = format!(r#"{{"v":1,"stage":"{stage}"}}"#);
     let of = |account| pod("team-a", account, vec![Allowance::parse(&text).unwrap()]);
     let reads = async |account| vault.read_for_pod(&of(account), &origin()).await;

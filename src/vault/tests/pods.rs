@@ -89,21 +89,8 @@ async fn a_pod_reads_its_allowance_cut_to_its_access(place: Place) {
 async fn a_pod_without_allowance_or_access_reads_nothing_and_that_is_recorded(place: Place) {
     let acme = Acme::on(&place).await;
     let vault = &acme.vault;
-    vault
-        .declare_project(&project_declaration("team-a", "backend"))
-        .await
-        .unwrap();
+    let stage = acme.backend().await;
     let declaration = stage_declaration("team-a", "backend", "production", &["api"]);
-    let stage = vault.declare_stage(&declaration).await.unwrap().id;
-    vault
-        .write(
-            &acme.owner,
-            &origin(),
-            &target("backend", "production"),
-            upsert(vec![entry("A", "x")]),
-        )
-        .await
-        .unwrap();
     let bare = pod("team-a", "api", Vec::new());
     assert!(matches!(
         vault.read_for_pod(&bare, &origin()).await,
